@@ -897,6 +897,26 @@ def test_closed_pipe_is_no_error(store: str) -> None:
         assert "Traceback" not in err and "BrokenPipe" not in err, err
 
 
+def test_all_documents_but_the_damaged_ones() -> None:
+    """--all lists every document of a large collection, and names on stderr those that cannot be read."""
+
+    async def put() -> None:
+        async with create_extended_store("sqlite:///many.db", durability="fast") as store:
+            for start in range(0, 12_000, 4_000):
+                puts = [PutDocument("c", f"{i:05}", i) for i in range(start, start + 4_000)]
+                await store.write_documents("a", puts)
+
+    asyncio.run(put())
+    with closing(sqlite3.connect("many.db")) as db:
+        db.execute("UPDATE kode_docs SET body = '7' WHERE key IN ('c/00003', 'c/11000')")
+        db.commit()
+    out, err = kode("documents", "a", "c", "--all", "--json", "--store", "sqlite:///many.db")
+    assert [found["value"] for found in json.loads(out)["documents"]] == [
+        i for i in range(12_000) if i not in (3, 11_000)
+    ]
+    assert [line.partition(" of ")[0] for line in err.splitlines()] == ["document 'c/00003'", "document 'c/11000'"]
+
+
 # --- Changing ---------------------------------------------------------------------------------------------------------
 
 CHATS = """{"id": "one", "messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from msgspec.structs import replace
 
 from kode_core import (
     ABSENT,
@@ -23,10 +24,13 @@ from kode_core import (
     LockLostError,
     Message,
     PutDocument,
+    StoreBusyError,
     UnsupportedError,
     create_extended_store,
 )
 from kode_core.backends.memory.engine import MemoryEngine
+from kode_core.batch import Batch, Doc, DocKind, DocSpan, Outcome
+from kode_core.codec import Body
 from kode_core.engine import Engine
 from kode_core.layers import Layer
 from kode_core.store.facade import EngineStore
@@ -307,3 +311,116 @@ async def test_a_damaged_document_is_named(tmp_path: Path) -> None:
         assert issue.code == "corrupt_record" and "c/k1" in issue.message
         await store.put_document("a", "c", "k1", 1)
         assert (await store.check_consistency("a")).consistent
+
+
+class Meanwhile(Layer):
+    """Calls a function once, in the middle of the first read of a range."""
+
+    def __init__(self, inner: Engine, call: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(inner)
+        self._call: Callable[[], Awaitable[object]] | None = call
+
+    async def docs_in(self, agent_id: str, span: DocSpan) -> Sequence[Doc]:
+        found = await super().docs_in(agent_id, span)
+        if found and self._call is not None:
+            call, self._call = self._call, None
+            await call()
+        return found
+
+
+async def test_a_fork_has_the_documents_of_one_instant(tmp_path: Path) -> None:
+    """A document that moves to another key while the fork reads is in the fork, once."""
+    url = f"sqlite:///{tmp_path}/a.db"
+    async with create_extended_store(url) as store:
+        await store.save_info("a", AgentInfo(agent_id="a", template_id="t"))
+        await store.write_documents("a", [PutDocument("c", f"k{i:03}", i) for i in range(200)])
+        await store.put_document("a", "c", "z", "moves")
+
+        async def move() -> None:
+            await store.write_documents("a", [PutDocument("c", "a", "moves"), DeleteDocument("c", "z")])
+
+        async with create_extended_store(url, layers=[lambda engine: Meanwhile(engine, move)]) as other:
+            await other.fork("a", "b", documents=True)
+        assert [one.key async for one in store.iter_documents("b", "c") if one.value == "moves"] == ["a"]
+
+
+async def test_a_fork_replaces_no_document(tmp_path: Path) -> None:
+    """One that another store puts under the fork's id meanwhile is kept, and the fork refused."""
+    url = f"sqlite:///{tmp_path}/a.db"
+    async with create_extended_store(url) as store:
+        await store.save_info("a", AgentInfo(agent_id="a", template_id="t"))
+        await store.put_document("a", "c", "k", "the parent's")
+
+        def meanwhile(engine: Engine) -> Engine:
+            return Before(engine, lambda: store.put_document("b", "c", "k", "mine", expect=ABSENT))
+
+        async with create_extended_store(url, layers=[meanwhile]) as other:
+            with pytest.raises(ConflictError):
+                await other.fork("a", "b", documents=True)
+        found = await store.load_document("b", "c", "k")
+        assert found is not None and found.value == "mine"
+        assert not await store.exists("b")
+
+
+class Before(Layer):
+    """Calls a function before the first commit."""
+
+    def __init__(self, inner: Engine, call: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(inner)
+        self._call: Callable[[], Awaitable[object]] | None = call
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        if self._call is not None:
+            call, self._call = self._call, None
+            await call()
+        return await super().commit(batches)
+
+
+class Elsewhere(Layer):
+    """Reads another digest than the engine compares, as a layer does whose key was lost."""
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
+        found = await super().docs(agent_id, kind, key)
+        return [replace(doc, body=Body(doc.body.text, bytes(16))) for doc in found]
+
+
+async def test_a_demand_that_cannot_be_met_ends() -> None:
+    """A write that the engine refuses though the document seems to have its version is given up soon."""
+    async with create_extended_store("memory:", layers=[Elsewhere]) as store:
+        await store.put_document("a", "c", "k", 1)
+        with pytest.raises(StoreBusyError, match="nothing was written"):
+            await store.put_document("a", "c", "k", 2, expect="0" * 32)
+
+
+async def test_the_callers_list_may_change() -> None:
+    """The documents of a turn are those of the moment of the call, also of a call that waits for others."""
+    async with create_extended_store("memory:") as store:
+        given = [PutDocument("c", "k", 1)]
+        turns = [asyncio.ensure_future(store.save_turn("a", append=[Message.user("x")])) for _ in range(3)]
+        turns.append(asyncio.ensure_future(store.save_turn("a", append=[Message.user("y")], documents=given)))
+        await asyncio.sleep(0)
+        given.append(PutDocument("c", "late", 1))
+        await asyncio.gather(*turns)
+        assert await store.list_document_keys("a", "c") == ["k"]
+
+
+async def test_damaged_columns_cost_one_document() -> None:
+    """A page, the keys, the command and the check step around a row whose columns have other types or another key."""
+    import sqlite3
+
+    async with create_extended_store("sqlite:///damaged.db") as store:
+        await store.write_documents("a", [PutDocument("c", f"k{i}", i) for i in range(5)])
+        with sqlite3.connect("damaged.db") as db:
+            db.execute("UPDATE kode_docs SET body = x'00' WHERE key = 'c/k1'")
+            db.execute("UPDATE kode_docs SET time = 'x' WHERE key = 'c/k2'")
+            db.execute("UPDATE kode_docs SET digest = 5 WHERE key = 'c/k3'")
+            db.execute("UPDATE kode_docs SET key = 'ck' WHERE key = 'c/k4'")
+        db.close()
+        page = await store.list_documents("a", "c")
+        assert [document.key for document in page] == ["k0"]
+        assert page.left_out == tuple(f"document 'c/k{i}' of agent 'a'" for i in (1, 2, 3))
+        assert await store.list_document_keys("a", "c") == ["k0", "k1", "k2", "k3"]
+        first = await store.list_documents("a", "c", limit=1)
+        assert [document.key for document in first] == ["k0"] and first.next_cursor is not None
+        found = [issue.message for issue in (await store.check_consistency("a")).issues]
+        assert len(found) == 4 and sum("'ck'" in text for text in found) == 1

@@ -19,11 +19,11 @@ from kode_core.cli.options import (
     paging_option,
 )
 from kode_core.cli.output import one_line, print_json, print_note, printed, utc
-from kode_core.cli.queries import fetch, report, run
+from kode_core.cli.queries import report, run
 from kode_core.cli.tables import table
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Document, Json
-from kode_core.query import AgentStats, Page
+from kode_core.query import MAX_LIMIT, AgentStats, Page
 
 __all__ = ["EXAMPLES", "documents"]
 
@@ -74,7 +74,10 @@ async def _fetch(
 ) -> Page[Document]:
     async with open_store(target) as store:
         filters |= {"agent_id": agent_id, "collection": collection}
-        page = await fetch(store.list_documents, store.iter_documents, filters, everything)
+        page = await store.list_documents(**(filters | {"limit": MAX_LIMIT} if everything else filters))
+        while everything and page.next_cursor is not None:
+            more = await store.list_documents(**filters, limit=MAX_LIMIT, cursor=page.next_cursor)
+            page = Page([*page, *more], more.next_cursor, (*page.left_out, *more.left_out))
         if not page and await store.aggregate_stats(agent_id) == AgentStats():
             await require_agent(store, agent_id)
         return page

@@ -38,7 +38,7 @@ from kode_core.model.documents import StoredDocument
 from kode_core.pace import Pace
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue
 from kode_core.store.context import Context
-from kode_core.store.documents import LAST_KEY
+from kode_core.store.documents import LAST_KEY, is_engine_key, name_of
 from kode_core.store.kinds import KINDS, Kind
 from kode_core.store.list_pages import PageSize, pages_of
 from kode_core.store.methods import METHODS
@@ -346,8 +346,10 @@ class _Agent:
                 yield self._corrupt(exc)
                 return
             for doc in docs[: size.limit]:
-                what = f"document {doc.key!r:.80} of agent {self._agent_id!r}"
+                what = name_of(self._agent_id, doc.key)
                 problem = await self._unsound(decode_in_slices, StoredDocument, doc.body, what)
+                if not problem and not is_engine_key(doc.key):
+                    problem = f"{what}: {_MISFILED}"
                 if problem:
                     yield self._issue("corrupt_record", problem)
                 await asyncio.sleep(0)

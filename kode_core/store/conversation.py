@@ -21,7 +21,7 @@ from kode_core.protocols import Lease
 from kode_core.query import OnCorrupt, Page
 from kode_core.store import rows
 from kode_core.store.base import StoreBase
-from kode_core.store.documents import writes_of
+from kode_core.store.documents import documents_of, writes_of
 from kode_core.store.kinds import TODOS
 from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.parts import Span
@@ -200,14 +200,15 @@ class ConversationMethods(StoreBase):
                 raise InvalidArgumentError("give tool_calls, which replaces, or upsert_tool_calls; not both")
             taken = rows.records_of(Timeline, events, "events")
 
-            if _given(documents, "documents"):
+            own = documents_of(documents)
+            if own:
                 self._documents.check_supported()
 
             async def rest() -> Rest:
                 return Rest(
                     docs=(
                         *(() if todos is None else (await TODOS.write(todos),)),
-                        *await writes_of(documents, self._context.now()),
+                        *await writes_of(own, self._context.now()),
                     ),
                     info=None if info is None else await rows.info_of(agent_id, info),
                     events=await rows.event_writes(taken),

@@ -32,7 +32,16 @@ from kode_core.store.parts import checked_number
 from kode_core.store.steps import checked_flag
 from kode_core.store.writer import Rest, TurnWrites, Writer
 
-__all__ = ["LAST_KEY", "DocRange", "Documents", "stored_documents", "writes_of"]
+__all__ = [
+    "LAST_KEY",
+    "DocRange",
+    "Documents",
+    "documents_of",
+    "is_engine_key",
+    "name_of",
+    "stored_documents",
+    "writes_of",
+]
 
 _COLLECTION: Final = re.compile("[A-Za-z0-9._-]{1,64}")
 _VERSION: Final = re.compile("[0-9a-f]{32}")
@@ -75,16 +84,23 @@ def _version_of(doc: Doc | None) -> str:
     return ABSENT if doc is None else doc.body.digest.hex()
 
 
-async def writes_of(documents: Any, now: int) -> tuple[DocWrite, ...]:
-    """The checked writes of one call, of which no two are of one document."""
+def documents_of(documents: Any) -> tuple[DocumentWrite, ...]:
+    """The documents of a call as a tuple, because the caller's list may change meanwhile."""
     if not isinstance(documents, (list, tuple)):
         raise InvalidArgumentError(f"documents must be a list, got {type_name(type(documents))}")
-    pace, writes = Pace(), dict[str, DocWrite]()
-    for i, given in enumerate(tuple(documents)):
+    taken = tuple(documents)
+    for i, given in enumerate(taken):
         if type(given) not in (PutDocument, DeleteDocument):
             raise InvalidArgumentError(
                 f"documents[{i}] must be a PutDocument or a DeleteDocument, got {type_name(type(given))}"
             )
+    return taken
+
+
+async def writes_of(documents: Sequence[DocumentWrite], now: int) -> tuple[DocWrite, ...]:
+    """The checked writes of one call, of which no two are of one document."""
+    pace, writes = Pace(), dict[str, DocWrite]()
+    for given in documents:
         key = _key_of(given.collection, given.key)
         if key in writes:
             raise InvalidArgumentError(f"document {key!r:.80} is written twice in one call")
@@ -163,7 +179,7 @@ class Documents:
     async def write(self, agent_id: str, fence: Fence | None, documents: Sequence[DocumentWrite]) -> list[str]:
         """Write several documents in one commit; returns the versions after it, ABSENT for deleted documents."""
         self.check_supported()
-        writes = await writes_of(documents, self._context.now())
+        writes = await writes_of(documents_of(documents), self._context.now())
 
         async def rest() -> Rest:
             return Rest(docs=writes)
@@ -185,6 +201,8 @@ class Documents:
         engine_key = _key_of(collection, key)
         self.check_supported()
         for doc in await self._context.engine.docs(agent_id, DocKind.DOCUMENTS, engine_key):
+            if doc.key != engine_key:
+                raise CorruptRecordError(name_of(agent_id, engine_key), "another document stands in its place")
             return await _document(agent_id, doc, Pace())
         return None
 
@@ -241,11 +259,11 @@ class Documents:
                 yield await _document(agent_id, found.pop(), pace)
 
 
-async def stored_documents(engine: Engine, agent_id: str) -> AsyncIterator[Doc]:
+async def stored_documents(engine: Engine, agent_id: str, *, bodies: bool = True) -> AsyncIterator[Doc]:
     """All documents of an agent in their stored form; none if the engine keeps none."""
     start, limit = "", FIRST_PAGE
     while keeps_documents(engine):
-        found = await docs_in(engine, agent_id, DocSpan(start=start, stop=LAST_KEY, limit=limit + 1))
+        found = await docs_in(engine, agent_id, DocSpan(start=start, stop=LAST_KEY, limit=limit + 1, bodies=bodies))
         for doc in found[:limit]:
             yield doc
         if len(found) <= limit:
@@ -253,7 +271,21 @@ async def stored_documents(engine: Engine, agent_id: str) -> AsyncIterator[Doc]:
         start, limit = found[-1].key, next_limit(len(found), sum(len(doc.body.text) for doc in found))
 
 
+def name_of(agent_id: str, engine_key: str) -> str:
+    """The name of a document in errors."""
+    return f"document {engine_key!r:.80} of agent {agent_id!r}"
+
+
+def is_engine_key(engine_key: str) -> bool:
+    """Whether a document may be stored under this key of an engine."""
+    collection, _, key = engine_key.partition("/")
+    try:
+        return _key_of(collection, key) == engine_key
+    except InvalidArgumentError:
+        return False
+
+
 async def _document(agent_id: str, doc: Doc, pace: Pace) -> Document:
-    stored = await decode_in_slices(StoredDocument, doc.body, f"document {doc.key!r:.80} of agent {agent_id!r}", pace)
+    stored = await decode_in_slices(StoredDocument, doc.body, name_of(agent_id, doc.key), pace)
     collection, _, key = doc.key.partition("/")
     return Document(collection=collection, key=key, value=stored.value, version=_version_of(doc), updated_at=doc.time)

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from kode_core.batch import (
+    ABSENT_DOC,
     FORKED_DOCS,
     AgentSummary,
     Child,
@@ -38,6 +39,8 @@ from kode_core.store.versions import version_of
 __all__ = ["ForkCut", "Forks"]
 
 _MAX_FORKS: Final = 10_000
+_DEMANDED: Final = {DocKind.DOCUMENTS: ABSENT_DOC}
+"""A fork replaces no document that another writer puts under its id meanwhile."""
 _ATTEMPTS: Final = 20
 
 
@@ -114,8 +117,10 @@ class Forks:
             if summary is None or summary.info is None:
                 raise AgentNotFoundError(agent_id)
             copied = await self._copied(agent_id, summary, cut)
-            if copied is None or version_of(await engine.summary(agent_id)) != version_of(summary):
+            if copied is None or not await self._are_still(agent_id, copied["docs"]):
                 continue  # these reads are of more than one instant
+            if version_of(await engine.summary(agent_id)) != version_of(summary):
+                continue
             await self._check_empty(cut.new_id)
             batch = context.batch(cut.new_id, fence=fence, expect_updated_at=0, **copied)
             if isinstance(await context.commit(batch), Refused):
@@ -134,6 +139,18 @@ class Forks:
                 raise ConflictError(new_id, ABSENT, f"it has {kind.value}, so that no fork can take its id")
         async for _ in stored_documents(engine, new_id):
             raise ConflictError(new_id, ABSENT, "it has documents, so that no fork can take its id")
+
+    async def _are_still(self, agent_id: str, writes: Sequence[DocWrite]) -> bool:
+        """Whether the caller's own documents that were read are all there are, with the versions that were read.
+
+        A version never comes back, so that a document with one version in both readings had it in between, too.
+        """
+        read = [(write.key, write.doc) for write in writes if write.kind is DocKind.DOCUMENTS]
+        if not read:
+            return True
+        again = stored_documents(self._context.engine, agent_id, bodies=False)
+        now = [(doc.key, doc.body.digest) async for doc in again]
+        return now == [(key, doc.body.digest) for key, doc in read if doc is not None]
 
     async def _docs(self, agent_id: str) -> dict[DocKind, Sequence[Doc]] | None:
         """The documents that a fork copies, as they were when the last kind was read; None if others changed then.
@@ -157,7 +174,8 @@ class Forks:
         parent = await decoded_info(agent_id, summary.info.body, pace)
         messages, times = await self._messages(agent_id, summary, cut, docs[DocKind.SNAPSHOTS])
         calls = await self._reader.load_list(agent_id, ListKind.TOOL_CALLS)
-        own = [doc async for doc in stored_documents(self._context.engine, agent_id)] if cut.documents else []
+        if cut.documents:
+            docs[DocKind.DOCUMENTS] = [doc async for doc in stored_documents(self._context.engine, agent_id)]
         info = _child_info(agent_id, parent, cut.new_id, self._context.now())
         if not cut.is_whole:
             used = {block.id for message in messages for block in message.content if isinstance(block, ToolUseBlock)}
@@ -168,11 +186,7 @@ class Forks:
             "messages": await self._list(ListKind.MESSAGES, messages, times),
             "tool_calls": await self._list(ListKind.TOOL_CALLS, calls, []) if calls else None,
             "docs": tuple(
-                [
-                    DocWrite(kind, doc.key, doc)
-                    for kind, some in (*docs.items(), (DocKind.DOCUMENTS, own))
-                    for doc in some
-                ]
+                [DocWrite(kind, doc.key, doc, _DEMANDED.get(kind)) for kind, some in docs.items() for doc in some]
             ),
         }
 

@@ -21,7 +21,7 @@ from kode_core.batch import (
     ListWrite,
     Refused,
 )
-from kode_core.errors import ConflictError
+from kode_core.errors import ConflictError, StoreBusyError
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender, offsets_of
 from kode_core.store.list_memory import ListMemory
@@ -33,6 +33,7 @@ from kode_core.store.versions import check_version, demanded_update, document_co
 __all__ = ["ListEdit", "ListHow", "PlannedEdit", "Rest", "TurnWrites", "Writer", "until_written"]
 
 _CONFLICTS_BEFORE_WHOLE: Final = 4
+_DOC_CONFLICTS: Final = 50
 
 T = TypeVar("T")
 
@@ -117,8 +118,7 @@ class Writer:
             rest = await turn.encode_rest()
 
             async def attempt(conflicts: int) -> Sequence[int] | None:
-                whole = conflicts >= _CONFLICTS_BEFORE_WHOLE
-                return await self._attempt(agent_id, turn, rest, fence, whole=whole)
+                return await self._attempt(agent_id, turn, rest, fence, conflicts)
 
             offsets = await until_written(attempt)
         self._appender.stored(agent_id, rest.events)
@@ -187,10 +187,10 @@ class Writer:
         return isinstance(outcome, Applied)
 
     async def _attempt(
-        self, agent_id: str, turn: TurnWrites, rest: Rest, fence: Fence | None, *, whole: bool
+        self, agent_id: str, turn: TurnWrites, rest: Rest, fence: Fence | None, conflicts: int
     ) -> Sequence[int] | None:
-        """Try once; None if another writer changed a list since it was remembered."""
-        updated_at = None
+        """Try once, after so many conflicts; None if another writer changed a list since it was remembered."""
+        updated_at, whole = None, conflicts >= _CONFLICTS_BEFORE_WHOLE
         if turn.expect is not None:
             summary = await self._context.engine.summary(agent_id)
             updated_at = await self._demanded(agent_id, turn.expect, summary, fence)
@@ -215,6 +215,8 @@ class Writer:
             conflict = await document_conflict(self._context.engine, agent_id, rest.docs)
             if conflict is not None:
                 raise conflict
+            if conflicts >= _DOC_CONFLICTS:  # they change all the time, or the engine reads others than it compares
+                raise StoreBusyError(f"agent {agent_id!r}: its documents kept changing; nothing was written")
         return offsets_of(batch, outcome) if isinstance(outcome, Applied) else None
 
     async def check_held(self, agent_id: str, fence: Fence | None) -> None:

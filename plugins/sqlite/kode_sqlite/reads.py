@@ -177,7 +177,17 @@ def docs_statement(agent_id: str, span: DocSpan) -> tuple[LiteralString, list[An
 
 def docs_in(db: DB, agent_id: str, span: DocSpan) -> list[Doc]:
     statement, args = docs_statement(agent_id, span)
-    return [_doc(agent_id, DocKind.DOCUMENTS, row) for row in db.execute(statement, args).fetchall()]
+    return [_readable(agent_id, row) for row in db.execute(statement, args).fetchall()]
+
+
+def _readable(agent_id: str, row: tuple[Any, ...]) -> Doc:
+    """The document of a row; one whose columns are damaged fits no digest, so that it alone is left out."""
+    try:
+        return _doc(agent_id, DocKind.DOCUMENTS, row)
+    except CorruptRecordError:
+        if type(row[0]) is not str:
+            raise
+        return Doc(row[0], 0, Body("", b"\0"))
 
 
 def _doc(agent_id: str, kind: DocKind, row: tuple[Any, ...]) -> Doc:
