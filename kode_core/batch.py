@@ -335,7 +335,10 @@ class Batch(_Value, frozen=True, kw_only=True):
 
 
 def with_bodies(batch: Batch, change: Callable[[Body], Body]) -> Batch:
-    """A copy of *batch* with every body replaced by the result of *change*; bodies come in a fixed order."""
+    """A copy of *batch* with every body replaced by the result of *change*; bodies come in a fixed order.
+
+    The body of a demanded document (``DocWrite.expect``) has no text: its digest alone is compared.
+    """
 
     def rows(write: ListWrite | None) -> ListWrite | None:
         if write is None:

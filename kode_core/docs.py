@@ -28,7 +28,7 @@ class DocKind(StrEnum):
 
 
 FORKED_DOCS: Final = (DocKind.TODOS, DocKind.MEDIA, DocKind.SNAPSHOTS)
-"""The kinds of documents that a fork copies, besides info, messages and tool calls (FORK-1)."""
+"""The kinds of documents that an engine's ``fork`` copies, besides info, messages and tool calls (FORK-1)."""
 
 
 class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -196,19 +196,25 @@ class AgentDeletedError(AgentNotFoundError):
 
 
 class ConflictError(KodeError):
-    """The agent is not in the state that the write demands (VER-2); nothing was written.
+    """The agent, or a document, is not in the state that the write demands (VER-2, DOC-2); nothing was written.
 
-    Load the agent again, make the change anew, and demand the version of that load.
+    Load it again, make the change anew, and demand the version of that load.
 
     Attributes:
         agent_id: the agent.
-        version: the version that the agent has now.
+        version: the version that the agent or the document has now, ``ABSENT`` if it does not exist.
+        collection: the collection of the document; None if the agent itself has changed.
+        key: the key of the document in it; None likewise.
     """
 
-    def __init__(self, agent_id: str, version: str, problem: str) -> None:
+    def __init__(
+        self, agent_id: str, version: str, problem: str, *, collection: str | None = None, key: str | None = None
+    ) -> None:
         super().__init__(f"agent {agent_id!r}: {problem}")
         self.agent_id = agent_id
         self.version = version
+        self.collection = collection
+        self.key = key
 
 
 class StoreClosedError(KodeError, RuntimeError):

@@ -40,6 +40,8 @@ ITEMS: list[dict[str, Any]] = [
     {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"a": 1}', "id": "fc_1", "status": None},
     {"type": "function_call", "call_id": "c2", "name": "f", "arguments": "[NaN"},
     {"type": "function_call", "call_id": "c3", "name": "f", "arguments": "[NaN]"},
+    {"type": "function_call", "call_id": "c4", "name": "f", "arguments": '{"x": 1e999}'},
+    {"type": "function_call", "call_id": "c5", "name": "f", "arguments": "[" * 150 + "]" * 150},
     {"type": "function_call_output", "call_id": "c1", "output": "1"},
     {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "?"}]},
     {"role": "assistant", "content": "", "phase": "final"},
@@ -67,7 +69,13 @@ async def test_items_come_back_as_they_were(store: ExtendedStore) -> None:
     assert await KodeSession("s", store, Settings()).get_items() == ITEMS[-2:]
     assert await KodeSession("other", store).get_items() == []
     calls = await store.query_messages(agent_id="s", content_type="tool_use")
-    assert [block.input for message in calls for block in message.content] == ["[NaN]", "[NaN", {"a": 1}]
+    assert [block.input for message in calls for block in message.content] == [
+        "[" * 150 + "]" * 150,
+        '{"x": 1e999}',
+        "[NaN]",
+        "[NaN",
+        {"a": 1},
+    ]
 
 
 async def test_items_are_popped_from_the_end(store: ExtendedStore) -> None:

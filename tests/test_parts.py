@@ -382,9 +382,9 @@ async def test_agents_without_info_are_listed_when_they_are_asked_for(url: str) 
             await write(one)
         for prefix in ("", *ids, "a\x02", "zz", "a" * 256, "a" * 300):
             wanted = sorted(one for one in ids if one.startswith(prefix))
-            assert await store.list(prefix, without_info=True) == wanted, prefix
+            assert await store.list(prefix, include_without_info=True) == wanted, prefix
             assert await store.list(prefix) == [one for one in wanted if ids.index(one) % 4 == 3]
         await store.delete("a")
-        assert "a" not in await store.list(without_info=True)
-        with pytest.raises(InvalidArgumentError, match="without_info"):
-            await store.list("", without_info=1)  # type: ignore[arg-type]
+        assert "a" not in await store.list(include_without_info=True)
+        with pytest.raises(InvalidArgumentError, match="include_without_info"):
+            await store.list("", include_without_info=1)  # type: ignore[arg-type]

@@ -83,6 +83,7 @@ class ExtendedStore(DocumentStore, Protocol):
 
         Raises:
             CorruptRecordError: a message cannot be read (OPS-4).
+            StoreBusyError: with ``on_corrupt="skip"``: other writers kept changing the list.
         """
         ...
 
@@ -214,16 +215,17 @@ class ExtendedStore(DocumentStore, Protocol):
         the events, in their order (TURN-2).
 
         Raises:
-            ConflictError: the agent has another version than *expect* (VER-2), or a document than its own (DOC-2).
+            ConflictError: the agent has another version than *expect* (VER-2), or a document has another one than its
+                ``expect`` (DOC-2).
         """
         ...
 
     # --- one agent
 
-    async def list(self, prefix: str = "", *, without_info: bool = False) -> _Ids:
+    async def list(self, prefix: str = "", *, include_without_info: bool = False) -> _Ids:
         """Ids of the agents with info that begin with the literal *prefix*, in code point order (LIFE-2).
 
-        *without_info* adds the ids under which only other records are stored, such as events or documents alone.
+        *include_without_info* adds the ids of agents that have records, such as events or documents, but no info.
         """
         ...
 

@@ -233,8 +233,8 @@ class EngineStore(DocumentMethods, ExtendedStore):
 
         await self._load("delete", agent_id, delete)
 
-    async def list(self, prefix: str = "", *, without_info: bool = False) -> _Ids:
-        return await self._run("list", self._reader.list_ids, prefix, without_info)
+    async def list(self, prefix: str = "", *, include_without_info: bool = False) -> _Ids:
+        return await self._run("list", self._reader.list_ids, prefix, include_without_info)
 
     # --- queries
 

@@ -117,7 +117,7 @@ class Forks:
             if summary is None or summary.info is None:
                 raise AgentNotFoundError(agent_id)
             copied = await self._copied(agent_id, summary, cut)
-            if copied is None or not await self._are_still(agent_id, copied["docs"]):
+            if copied is None or (cut.documents and not await self._are_still(agent_id, copied["docs"])):
                 continue  # these reads are of more than one instant
             if version_of(await engine.summary(agent_id)) != version_of(summary):
                 continue
@@ -137,17 +137,16 @@ class Forks:
         for kind in DocKind:
             if kind not in (DocKind.LAYER, DocKind.DOCUMENTS) and await engine.docs(new_id, kind):
                 raise ConflictError(new_id, ABSENT, f"it has {kind.value}, so that no fork can take its id")
-        async for _ in stored_documents(engine, new_id):
+        async for _ in stored_documents(engine, new_id, bodies=False):
             raise ConflictError(new_id, ABSENT, "it has documents, so that no fork can take its id")
 
     async def _are_still(self, agent_id: str, writes: Sequence[DocWrite]) -> bool:
         """Whether the caller's own documents that were read are all there are, with the versions that were read.
 
-        A version never comes back, so that a document with one version in both readings had it in between, too.
+        A version never comes back with another value, so that a document with one version in both readings had that
+        value in between, too.
         """
         read = [(write.key, write.doc) for write in writes if write.kind is DocKind.DOCUMENTS]
-        if not read:
-            return True
         again = stored_documents(self._context.engine, agent_id, bodies=False)
         now = [(doc.key, doc.body.digest) async for doc in again]
         return now == [(key, doc.body.digest) for key, doc in read if doc is not None]
@@ -167,15 +166,16 @@ class Forks:
     async def _copied(self, agent_id: str, summary: AgentSummary, cut: ForkCut) -> dict[str, Any] | None:
         """The contents of the child's batch; None if the parent's documents changed while they were read."""
         assert summary.info is not None
-        pace = Pace()
+        pace, own = Pace(), list[Doc]()
+        if cut.documents:  # before the rest, which is read between the two readings of them
+            own = [doc async for doc in stored_documents(self._context.engine, agent_id)]
         docs = await self._docs(agent_id)
         if docs is None:
             return None
         parent = await decoded_info(agent_id, summary.info.body, pace)
         messages, times = await self._messages(agent_id, summary, cut, docs[DocKind.SNAPSHOTS])
         calls = await self._reader.load_list(agent_id, ListKind.TOOL_CALLS)
-        if cut.documents:
-            docs[DocKind.DOCUMENTS] = [doc async for doc in stored_documents(self._context.engine, agent_id)]
+        docs[DocKind.DOCUMENTS] = own
         info = _child_info(agent_id, parent, cut.new_id, self._context.now())
         if not cut.is_whole:
             used = {block.id for message in messages for block in message.content if isinstance(block, ToolUseBlock)}

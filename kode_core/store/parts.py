@@ -6,6 +6,8 @@ meanwhile, so the length from which the positions were computed and the rows hav
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -121,9 +123,9 @@ class Parts:
                     continue
                 try:
                     rows = await engine.rows_at(agent_id, kind, places.start, len(places))
-                except CorruptRecordError as exc:
+                except CorruptRecordError:
                     if len(places) == 1:
-                        left_out.append(exc.record)
+                        left_out.append(row_name(kind, places.start, agent_id))
                     else:
                         half = len(places) // 2
                         pending += [places[half:], places[:half]]
@@ -138,6 +140,7 @@ class Parts:
             if is_still:
                 found.left_out = tuple(left_out)
                 return found
+            await asyncio.sleep(random.uniform(0, 0.02))  # noqa: S311
         raise StoreBusyError(f"agent {agent_id!r}: other writers keep changing the list; try again")
 
     async def stream(

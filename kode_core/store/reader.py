@@ -140,9 +140,9 @@ class Reader:
         row = await self._context.engine.last_event(agent_id)
         return None if row is None else (await stored_event(agent_id, row, Pace())).bookmark
 
-    async def list_ids(self, prefix: str, without_info: bool) -> list[str]:
-        """Ids of agents with info; *without_info* adds those under which only other records are stored."""
-        everyone = checked_flag(without_info, "without_info")
+    async def list_ids(self, prefix: str, include_without_info: bool) -> list[str]:
+        """Ids of agents with info; *include_without_info* adds those under which only other records are stored."""
+        everyone = checked_flag(include_without_info, "include_without_info")
         if type(prefix) is not str:
             raise InvalidArgumentError(f"prefix must be a str, got {type(prefix).__name__}")
         ids: list[str] = []
@@ -163,15 +163,16 @@ class Reader:
                 return
             after = page[-1]
         end, after = prefix_end(prefix), _below(prefix)
-        while page := await engine.stored_ids(after, _IDS_AT_ONCE):
+        while True:
+            page = await engine.stored_ids(after, _IDS_AT_ONCE)
             yield Found((one for one in page if one.startswith(prefix)), left_out_of(page))
-            after = page[-1]
-            if end is not None and after >= end:
+            if not page or (end is not None and page[-1] >= end):
                 return
+            after = page[-1]
 
 
 def _below(prefix: str) -> str | None:
-    """A text below all ids with the prefix, and above nearly all ids before them; None for the empty prefix."""
+    """A text below all ids with the prefix, close to the first of them; None for the empty prefix."""
     if not prefix:
         return None
     code = ord(prefix[-1]) - 1

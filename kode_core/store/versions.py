@@ -14,6 +14,8 @@ from kode_core.model import ABSENT
 __all__ = ["check_version", "demanded_update", "document_conflict", "head_of", "update_of", "version_of"]
 
 _LONGEST: Final = 64
+_OF_DOCUMENT: Final = 32
+"""The length of a document's version; no version of an agent has it."""
 
 
 def version_of(summary: AgentSummary | None) -> str:
@@ -45,6 +47,10 @@ def check_version(expect: object) -> None:
         return
     if type(expect) is not str:
         raise InvalidArgumentError(f"expect must be a version, a str, got {type(expect).__name__}")
+    if len(expect) == _OF_DOCUMENT:
+        raise InvalidArgumentError(
+            "expect is the version of a document: give it to PutDocument, DeleteDocument or put_document"
+        )
     if not 0 < len(expect) <= _LONGEST or not expect.isascii() or not expect.isalnum():
         raise InvalidArgumentError("expect is no version: pass one that load_version or load_session returned")
 
@@ -81,5 +87,6 @@ async def document_conflict(engine: Engine, agent_id: str, writes: Sequence[DocW
             what = f"has version {version}" if there else "does not exist"
             wanted = f"version {demanded}" if write.expect.digest else "that it does not exist"
             problem = f"document {write.key!r:.80} {what}, and the write demands {wanted}: load it again"
-            return ConflictError(agent_id, version, problem)
+            collection, _, key = write.key.partition("/")
+            return ConflictError(agent_id, version, problem, collection=collection, key=key)
     return None

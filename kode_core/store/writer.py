@@ -189,7 +189,7 @@ class Writer:
     async def _attempt(
         self, agent_id: str, turn: TurnWrites, rest: Rest, fence: Fence | None, conflicts: int
     ) -> Sequence[int] | None:
-        """Try once, after so many conflicts; None if another writer changed a list since it was remembered."""
+        """Try once, after so many conflicts; None if another writer was faster."""
         updated_at, whole = None, conflicts >= _CONFLICTS_BEFORE_WHOLE
         if turn.expect is not None:
             summary = await self._context.engine.summary(agent_id)

@@ -62,8 +62,8 @@ async def the_prefix_is_literal(ctx: Context) -> None:
 
 @check("LIFE-2", needs=Capability.EXTENDED, under=(Dimension.CHANGES, Dimension.ITEMS, Dimension.INSTANCES))
 async def agents_without_info_are_listed_when_asked_for(ctx: Context) -> None:
-    """list(without_info=True) gives every id under which any kind is stored, and no id that is deleted or was only
-    read or locked; list gives the ones with info alone.
+    """list gives every id under which any kind is stored when ids without info are included, and none that is deleted
+    or was only read or locked; otherwise it gives the ones with info alone.
     """
     writes: dict[str, Callable[[str], Awaitable[object]]] = {
         "calls": lambda one: ctx.store.save_tool_call_records(one, [samples.tool_call()]),
@@ -77,6 +77,8 @@ async def agents_without_info_are_listed_when_asked_for(ctx: Context) -> None:
         "todos": lambda one: ctx.store.save_todos(one, samples.todos("x")),
         "window": lambda one: ctx.store.save_history_window(one, samples.window()),
     }
+    if keeps_documents():
+        writes["own"] = lambda one: ctx.store.put_document(one, "c", "k", 1)
     for name, write in writes.items():
         for prefix in ("a_", "b_"):
             await write(prefix + name)
@@ -87,9 +89,11 @@ async def agents_without_info_are_listed_when_asked_for(ctx: Context) -> None:
     for store in (ctx.store, await ctx.another()):
         for prefix in ("a_", "b_"):
             wanted = [prefix + name for name in sorted(writes)]
-            ctx.equal(await store.list(prefix, without_info=True), wanted, f"all ids that begin with {prefix!r}")
+            ctx.equal(
+                await store.list(prefix, include_without_info=True), wanted, f"all ids that begin with {prefix!r}"
+            )
             ctx.equal(await store.list(prefix), [f"{prefix}info"], f"the ids with info that begin with {prefix!r}")
-        everyone = await store.list(without_info=True)
+        everyone = await store.list(include_without_info=True)
         ctx.equal(everyone, sorted(prefix + name for prefix in ("a_", "b_") for name in writes), "all ids")
 
 

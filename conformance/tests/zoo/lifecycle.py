@@ -55,15 +55,15 @@ class ExistsByMetadata(EngineStore):
     witness=seen(
         lambda s: s.append_event("a", samples.event(0)),
         lambda s: s.save_messages("b", talk("1")),
-        lambda s: s.list(without_info=True),
+        lambda s: s.list(include_without_info=True),
     ),
 )
 class ListsThoseWithMessages(EngineStore):
     """Lists agents without info only if they have messages."""
 
-    async def list(self, prefix: str = "", *, without_info: bool = False) -> list[str]:
-        found = await super().list(prefix, without_info=without_info)
-        named = await super().list(prefix) if without_info else found
+    async def list(self, prefix: str = "", *, include_without_info: bool = False) -> list[str]:
+        found = await super().list(prefix, include_without_info=include_without_info)
+        named = await super().list(prefix) if include_without_info else found
         return [one for one in found if one in named or await self.load_messages(one)]
 
 

@@ -39,6 +39,7 @@ from kode_core import (
     ABSENT,
     AgentInfo,
     ConflictError,
+    CorruptRecordError,
     DeleteDocument,
     Document,
     DocumentStore,
@@ -112,6 +113,7 @@ class DocumentSaver(BaseCheckpointSaver[str]):
             stored = {"task": task_id, "path": task_path, "number": number, "channel": channel}
             stored |= {"value": self._packed(value)}
             puts.append(PutDocument("writes", f"{task}/{number}", stored, ABSENT if number >= 0 else None))
+        puts = list({put.key: put for put in puts}.values())
         while puts:
             there = {key async for key in _keys(self.store, agent_id, "writes", f"{task}/")}
             puts = [put for put in puts if put.expect is None or put.key not in there]
@@ -139,6 +141,8 @@ class DocumentSaver(BaseCheckpointSaver[str]):
             page = await self.store.list_documents(
                 _agent_of(thread), "checkpoints", prefix=_key(ns, ""), reverse=True, limit=1
             )
+            if page.left_out:
+                raise CorruptRecordError(page.left_out[0], "the newest checkpoint cannot be read")
             found = page[0] if page else None
         return None if found is None else await self._tuple(thread, found)
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from kode_core import ContentBlock, ExtendedStore, Json, Message, TextBlock, ToolResultBlock, ToolUseBlock
+from kode_core import ContentBlock, ExtendedStore, Json, Message, TextBlock, ToolResultBlock, ToolUseBlock, to_json
 
 RAW = "openaiItem"
 ROLES = ("user", "assistant", "system")
@@ -71,9 +71,11 @@ def _blocks_of(item: dict[str, Json]) -> list[ContentBlock]:
 def _arguments(text: Json) -> Json:
     """The arguments of a call as JSON; the text itself if it is none that a store takes exactly."""
     try:
-        return json.loads(str(text), parse_constant=_refused)
+        arguments = json.loads(str(text), parse_constant=_refused)
+        to_json(arguments)  # 1e999 is read as infinity, and text may nest too deeply for a record
     except (ValueError, RecursionError):
         return text
+    return arguments
 
 
 def _refused(constant: str) -> None:

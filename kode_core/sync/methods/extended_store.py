@@ -78,6 +78,7 @@ class ExtendedStoreMethods(DocumentStoreMethods):
 
         Raises:
             CorruptRecordError: a message cannot be read (OPS-4).
+            StoreBusyError: with ``on_corrupt="skip"``: other writers kept changing the list.
         """
         return self._call(
             lambda store: store.load_messages(agent_id, last=last, after=after, before=before, on_corrupt=on_corrupt)
@@ -236,7 +237,8 @@ class ExtendedStoreMethods(DocumentStoreMethods):
         the events, in their order (TURN-2).
 
         Raises:
-            ConflictError: the agent has another version than *expect* (VER-2), or a document than its own (DOC-2).
+            ConflictError: the agent has another version than *expect* (VER-2), or a document has another one than its
+                ``expect`` (DOC-2).
         """
         return self._call(
             lambda store: store.save_turn(
@@ -254,12 +256,12 @@ class ExtendedStoreMethods(DocumentStoreMethods):
             )
         )
 
-    def list(self, prefix: str = "", *, without_info: bool = False) -> _Ids:
+    def list(self, prefix: str = "", *, include_without_info: bool = False) -> _Ids:
         """Ids of the agents with info that begin with the literal *prefix*, in code point order (LIFE-2).
 
-        *without_info* adds the ids under which only other records are stored, such as events or documents alone.
+        *include_without_info* adds the ids of agents that have records, such as events or documents, but no info.
         """
-        return self._call(lambda store: store.list(prefix, without_info=without_info))
+        return self._call(lambda store: store.list(prefix, include_without_info=include_without_info))
 
     def load_session(self, agent_id: str) -> Session | None:
         """The agent as ``query_sessions`` shows it, with its number of tool calls and its version, of one instant.

@@ -282,7 +282,7 @@ class Committer:
             head = heads.get(batch.agent_id) or HeadAfterRefusal(None)
             is_held = batch.fence is None or (batch.agent_id, batch.fence) in held
             outcome = await self._known(session, batch, head) or head.refusal(batch, digests[i], is_held=is_held)
-            if session.is_retry and outcome == Refused("docs") and ABSENT_DOC.digest in batch.demanded_docs.values():
+            if session.is_retry and outcome == Refused("docs") and _may_hold_later(batch, digests[i]):
                 outcome = OutcomeUnknownError(_LATE)
             if outcome is not None:
                 outcomes[i] = outcome
@@ -374,6 +374,11 @@ class Committer:
 def _may_be_of_others(exc: Exception) -> bool:
     """True if the same batch may well succeed alone, and at once."""
     return timed_out(exc) or is_locked_out(exc.__cause__) or is_conflict(exc.__cause__)
+
+
+def _may_hold_later(batch: Batch, digests: Mapping[str, bytes]) -> bool:
+    """Whether only documents that must be absent refuse the batch: they may be deleted, and no version comes back."""
+    return all(digest in (ABSENT_DOC.digest, digests.get(key)) for key, digest in batch.demanded_docs.items())
 
 
 def _concerns_all(exc: Exception) -> bool:

@@ -107,7 +107,7 @@ ROWS: Final[dict[Part, tuple[Column, ...]]] = {
         Column("digest", "bytea"),
     ),
 }
-"""The rows for each table, and the documents that must exist; ``n`` is the number of the batch, from 1.
+"""The rows for each table, and the documents that are demanded; ``n`` is the number of the batch, from 1.
 
 A position below 0 belongs to an appended row: -1 is the first of them.
 """

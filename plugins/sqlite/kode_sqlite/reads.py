@@ -181,7 +181,7 @@ def docs_in(db: DB, agent_id: str, span: DocSpan) -> list[Doc]:
 
 
 def _readable(agent_id: str, row: tuple[Any, ...]) -> Doc:
-    """The document of a row; one whose columns are damaged fits no digest, so that it alone is left out."""
+    """The document of a row. A damaged row gets a body that fits no digest, and the store leaves it out."""
     try:
         return _doc(agent_id, DocKind.DOCUMENTS, row)
     except CorruptRecordError:

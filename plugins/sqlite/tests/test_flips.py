@@ -100,6 +100,9 @@ async def _read(store: ExtendedStore, agent_id: str) -> dict[str, Any]:
     async def events(**more: Any) -> list[Any]:
         return [event async for event in store.read_events(agent_id, **more)]
 
+    async def documents() -> list[Any]:
+        return [document async for document in store.iter_documents(agent_id, "c")]
+
     reads: dict[str, Callable[[], Awaitable[Any]]] = {
         "messages": lambda: store.load_messages(agent_id),
         "tool calls": lambda: store.load_tool_call_records(agent_id),
@@ -107,7 +110,7 @@ async def _read(store: ExtendedStore, agent_id: str) -> dict[str, Any]:
         "todos": lambda: store.load_todos(agent_id),
         "snapshots": lambda: store.list_snapshots(agent_id),
         "snapshot": lambda: store.load_snapshot(agent_id, f"{agent_id} 2"),
-        "documents": lambda: store.list_documents(agent_id, "c"),
+        "documents": documents,
         "keys of documents": lambda: store.list_document_keys(agent_id, "c", reverse=True),
         "document": lambda: store.load_document(agent_id, "c", "2"),
         "events": events,
