@@ -121,8 +121,9 @@ async def every_answer_is_the_callers(ctx: Context) -> None:
     kept = whole_copy([forks, list(offsets)])
     spoil(forks, offsets)
     stores = {"": ctx.store, " in another instance": await ctx.another()}
-    for name in in_time(ctx, _reads()):
-        arguments = calls_of(ctx.store)[name].arguments
+    calls = calls_of(ctx.store)
+    for name in in_time(ctx, [name for name in _reads() if name in calls]):
+        arguments = calls[name].arguments
         wanted: Any = None
         for where, store in (*stores.items(), *stores.items()):
             found = await drive(getattr(store, name), dict(arguments))

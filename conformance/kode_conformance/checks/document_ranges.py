@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -195,6 +196,8 @@ async def pages_while_others_write_have_no_gaps(ctx: Context) -> None:
         ctx.equal(left, stays[:: -1 if reverse else 1], f"what stays in a stream, reverse={reverse}")
 
 
+_TRIES: Final = 4
+_WAIT_S: Final = 0.5
 _LONG: Final = {Tier.QUICK: 600, Tier.STANDARD: 3000, Tier.THOROUGH: 20_000}
 _READS: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[object]]]] = {
     "load_document": lambda store, agent_id: store.load_document(agent_id, "c", "k00050"),
@@ -227,10 +230,11 @@ async def a_page_of_documents_costs_what_it_contains(ctx: Context) -> None:
     for name, call in _READS.items():
         fresh = await ctx.another()
         await call(fresh, "warm")
-        for _ in range(3):  # a store may finish a large write in the background, or at the first read
+        for _ in range(_TRIES):  # a store may finish a large write in the background, or at the first read
             short, long = [await memory_of(functools.partial(call, fresh, agent_id)) for agent_id in ("short", "long")]
             if long <= short + whole // 4:
                 break
+            await asyncio.sleep(_WAIT_S)
         told = (
             f"{name} takes {short:,} bytes of memory among 100 documents, and {long:,} among {many:,}, {whole:,} bytes"
         )

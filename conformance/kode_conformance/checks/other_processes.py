@@ -90,7 +90,7 @@ async def processes_fork_one_parent(ctx: Context) -> None:
         await _see_apart(ctx, remote, ids, wanted)
 
 
-_NOT_FORKED: Final = ("events", "windows", "compressions", "recovered files")
+_NOT_FORKED: Final = ("events", "windows", "compressions", "recovered files", "documents")
 
 
 def _problem(found: Portrait, wanted: Portrait) -> str | None:

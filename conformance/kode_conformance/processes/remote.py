@@ -18,7 +18,10 @@ from kode_conformance.harness import Handle, StoreHarness
 
 __all__ = ["RemoteStore", "another_process", "serve"]
 
-_STREAMS: Final = ("read_events", "iter_sessions", "iter_messages", "iter_tool_calls", "iter_consistency")
+_STREAMS: Final = (
+    *("read_events", "read_messages", "iter_sessions", "iter_messages", "iter_tool_calls", "iter_documents"),
+    "iter_consistency",
+)
 _LINE: Final = 2**27
 _SECONDS: Final = 60.0
 

@@ -162,7 +162,7 @@ class NullStore:
         return
 
 
-async def _gives(value: Any, *_: Any, **__: Any) -> Any:
+async def _gives(value: Any, /, *_: Any, **__: Any) -> Any:
     return [] if value == [] else value
 
 

@@ -104,11 +104,15 @@ def in_one_instant(db: DB, head: LiteralString, agent_id: str, rows: LiteralStri
     """A list's version and count, and the result of a query for its rows, at one instant."""
     db.execute("BEGIN")
     try:
-        version = db.execute(head, (agent_id,)).fetchone() or (0, 0)
-        check_head_numbers(version, agent_id)
-        return version, db.execute(rows, args).fetchall()
+        return _head(db, head, agent_id), db.execute(rows, args).fetchall()
     finally:
         db.execute("COMMIT")
+
+
+def _head(db: DB, head: LiteralString, agent_id: str) -> Any:
+    version = db.execute(head, (agent_id,)).fetchone() or (0, 0)
+    check_head_numbers(version, agent_id)
+    return version
 
 
 def _rows_of(kind: ListKind, columns: LiteralString) -> LiteralString:
@@ -309,9 +313,18 @@ _HAS_MESSAGES: Final = "SELECT 1 FROM kode_messages WHERE agent_id = ? LIMIT 1"
 
 
 def stats(db: DB, agent_id: str) -> AgentStats:
+    db.execute("BEGIN")  # all counts are of one instant
+    try:
+        return _stats(db, agent_id)
+    finally:
+        db.execute("COMMIT")
+
+
+def _stats(db: DB, agent_id: str) -> AgentStats:
     by_name: dict[str, int] = {}
     by_state: dict[str, int] = {}
-    (_, counted), calls = in_one_instant(db, LIST_HEAD["tool_calls"], agent_id, STATS, (agent_id,))
+    _, counted = _head(db, LIST_HEAD["tool_calls"], agent_id)
+    calls = db.execute(STATS, (agent_id,)).fetchall()
     for name, state, count in calls:
         see((name, state), (TEXT, TEXT), f"a tool call of agent {agent_id!r}")
         by_name[name] = by_name.get(name, 0) + count
@@ -319,7 +332,8 @@ def stats(db: DB, agent_id: str) -> AgentStats:
     if counted != sum(by_name.values()):
         stored = f"{counted} are counted, and {sum(by_name.values())} are stored"
         raise CorruptRecordError(f"the tool calls of agent {agent_id!r}", stored)
-    (_, messages), some = in_one_instant(db, LIST_HEAD["messages"], agent_id, _HAS_MESSAGES, (agent_id,))
+    _, messages = _head(db, LIST_HEAD["messages"], agent_id)
+    some = db.execute(_HAS_MESSAGES, (agent_id,)).fetchone()
     if some and not messages:
         raise CorruptRecordError(f"the messages of agent {agent_id!r}", "0 are counted, and there are more")
     counts = [db.execute(COUNT_DOCS, (agent_id, kind)).fetchone()[0] for kind in (DocKind.SNAPSHOTS, DocKind.DOCUMENTS)]
