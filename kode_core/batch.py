@@ -16,6 +16,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -203,6 +204,7 @@ class AgentSummary(_Value, frozen=True, kw_only=True):
 
 # --- Writes -----------------------------------------------------------------------------------------------------------
 
+_NO_DIGESTS: Final[Mapping[str, bytes]] = MappingProxyType({})
 _STEP_BITS: Final = 32
 """Versions begin below 2 ** 52, which leaves room for billions of writes."""
 
@@ -313,25 +315,27 @@ class Batch(_Value, frozen=True, kw_only=True):
         """True if the batch contains nothing, apart from a possible delete."""
         return not (self.is_touching or self.docs or self.events)
 
-    def refusal(self, updated_at: int, messages: ListHead, tool_calls: ListHead) -> Refused | None:
-        """The precondition that fails for an agent in this state, or None. The fence is not checked."""
+    def refusal(
+        self, updated_at: int, messages: ListHead, tool_calls: ListHead, digests: Mapping[str, bytes] = _NO_DIGESTS
+    ) -> Refused | None:
+        """The precondition that fails for an agent in this state, or None. The fence is not checked.
+
+        *digests* has the digests of those documents among ``demanded_docs`` that are stored, by key.
+        """
         if self.expect_updated_at not in (None, updated_at):
             return Refused("updated_at")
         if self.messages is not None and self.messages.expect not in (None, messages.version):
             return Refused("messages")
         if self.tool_calls is not None and self.tool_calls.expect not in (None, tool_calls.version):
             return Refused("tool_calls")
+        if any(digests.get(key, b"") != digest for key, digest in self.demanded_docs.items()):
+            return Refused("docs")
         return None
 
     @property
     def demanded_docs(self) -> Mapping[str, bytes]:
         """The digests that documents of the kind ``DOCUMENTS`` must have, by key; empty for one that must not exist."""
         return {write.key: write.expect.digest for write in self.docs if write.expect is not None}
-
-    def docs_refusal(self, digests: Mapping[str, bytes]) -> Refused | None:
-        """The refusal of a batch that demands other documents; *digests* has the stored ones by key."""
-        holds = all(digests.get(key, b"") == digest for key, digest in self.demanded_docs.items())
-        return None if holds else Refused("docs")
 
 
 def with_bodies(batch: Batch, change: Callable[[Body], Body]) -> Batch:

@@ -46,6 +46,7 @@ __all__ = [
     "RangesDocs",
     "Repairs",
     "Watch",
+    "check_documents",
     "connection_use",
     "docs_in",
     "idle_poll_ms",
@@ -313,12 +314,17 @@ def keeps_documents(engine: Engine) -> bool:
     return bool(getattr(engine, "keeps_documents", False))
 
 
+def check_documents(engine: Engine) -> None:
+    """Raise UnsupportedError if *engine* keeps no documents of the caller's own: it would ignore what writes demand."""
+    if not keeps_documents(engine):
+        raise UnsupportedError(f"the backend {engine.name} keeps no documents of the caller's own")
+
+
 async def docs_in(engine: Engine, agent_id: str, span: DocSpan) -> Sequence[Doc]:
     """The documents of a range.
 
     Raises:
         UnsupportedError: *engine* keeps no documents of the caller's own.
     """
-    if not keeps_documents(engine):
-        raise UnsupportedError(f"the backend {engine.name} keeps no documents of the caller's own")
+    check_documents(engine)
     return await cast(RangesDocs, engine).docs_in(agent_id, span)

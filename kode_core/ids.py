@@ -15,10 +15,13 @@ from kode_core.errors import InvalidArgumentError
 from kode_core.model import now_ms
 
 __all__ = [
+    "COLLECTION_CHARACTERS",
     "MAX_AGENT_ID_BYTES",
+    "MAX_COLLECTION_LENGTH",
     "MAX_DOCUMENT_KEY_BYTES",
     "MAX_KEY_BYTES",
     "check_agent_id",
+    "check_collection",
     "check_document_key",
     "check_key",
     "index_text",
@@ -34,12 +37,16 @@ __all__ = [
 MAX_AGENT_ID_BYTES: Final = 256
 MAX_KEY_BYTES: Final = 4096
 MAX_DOCUMENT_KEY_BYTES: Final = 400
+MAX_COLLECTION_LENGTH: Final = 64
+COLLECTION_CHARACTERS: Final = "A-Za-z0-9._-"
+"""As in a class of characters of a pattern."""
 
 _CROCKFORD: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 _UNSAFE_IN_INDEX: Final = re.compile("[\0\n\\\\\ud800-\udfff]")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _ESCAPES: Final = {char: f"\\{ord(char):04x}" for char in "\\\0\n"}  # the backslash first: the other escapes contain it
 _SURROGATE_ESCAPES: Final = {code: f"\\{code:04x}" for code in range(0xD800, 0xE000)}
+_COLLECTION: Final = re.compile(f"[{COLLECTION_CHARACTERS}]{{1,{MAX_COLLECTION_LENGTH}}}")
 _LONG: Final = 10**20
 _MAX_INDEXED_BYTES: Final = 1024
 _SHOWN: Final = 200
@@ -66,6 +73,18 @@ def check_agent_id(agent_id: str) -> str:
 def check_key(key: str, what: str) -> str:
     """Return *key*, called *what* in errors (``snapshot id``), if it may name a record (ID-4), else raise."""
     return _check(key, what, MAX_KEY_BYTES)
+
+
+def check_collection(collection: str) -> str:
+    """Return *collection* if it may name a collection of documents (DOC-1), else raise InvalidArgumentError."""
+    if type(collection) is not str:
+        raise InvalidArgumentError(f"collection must be a str, got {type(collection).__name__}")
+    if _COLLECTION.fullmatch(collection) is None:
+        raise InvalidArgumentError(
+            f"collection must be 1 to {MAX_COLLECTION_LENGTH} of the characters A-Z a-z 0-9 . _ -,"
+            f" got {quoted(collection)}"
+        )
+    return collection
 
 
 def check_document_key(key: str, what: str = "document key") -> str:

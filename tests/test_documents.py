@@ -27,6 +27,7 @@ from kode_core import (
     StoreBusyError,
     UnsupportedError,
     create_extended_store,
+    lazy_store,
 )
 from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.batch import Batch, Doc, DocKind, DocSpan, Outcome
@@ -424,3 +425,12 @@ async def test_damaged_columns_cost_one_document() -> None:
         assert [document.key for document in first] == ["k0"] and first.next_cursor is not None
         found = [issue.message for issue in (await store.check_consistency("a")).issues]
         assert len(found) == 4 and sum("'ck'" in text for text in found) == 1
+
+
+async def test_a_stream_opens_the_store() -> None:
+    """A stream of documents may be the first call of a store."""
+    async with create_extended_store("sqlite:///a.db") as store:
+        await store.put_document("a", "c", "k", 1)
+    lazy = lazy_store("sqlite:///a.db")
+    assert [document.key async for document in lazy.iter_documents("a", "c")] == ["k"]
+    await lazy.close()

@@ -77,7 +77,8 @@ async def _fetch(
         page = await store.list_documents(**(filters | {"limit": MAX_LIMIT} if everything else filters))
         while everything and page.next_cursor is not None:
             more = await store.list_documents(**filters, limit=MAX_LIMIT, cursor=page.next_cursor)
-            page = Page([*page, *more], more.next_cursor, (*page.left_out, *more.left_out))
+            page.extend(more)
+            page.next_cursor, page.left_out = more.next_cursor, (*page.left_out, *more.left_out)
         if not page and await store.aggregate_stats(agent_id) == AgentStats():
             await require_agent(store, agent_id)
         return page

@@ -256,11 +256,10 @@ class AgentState:
 
     def refusal(self, batch: Batch) -> Refused | None:
         """The reason why *batch* must not be applied, apart from the fence."""
-        refused = batch.refusal(self.updated_at, *(rows.head for rows in self.lists.values()))
-        if refused is not None or not batch.demanded_docs:
-            return refused
-        found = {key: self.docs.get((DocKind.DOCUMENTS, key)) for key in batch.demanded_docs}
-        return batch.docs_refusal({key: doc.body.digest for key, doc in found.items() if doc is not None})
+        found = [(key, self.docs.get((DocKind.DOCUMENTS, key))) for key in batch.demanded_docs]
+        digests = {key: doc.body.digest for key, doc in found if doc is not None}
+        heads = (self.lists[ListKind.MESSAGES].head, self.lists[ListKind.TOOL_CALLS].head)
+        return batch.refusal(self.updated_at, *heads, digests)
 
     def outcome(self, batch: Batch) -> Applied:
         """The outcome of applying *batch*; changes nothing."""

@@ -38,7 +38,7 @@ from kode_core.model.documents import StoredDocument
 from kode_core.pace import Pace
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue
 from kode_core.store.context import Context
-from kode_core.store.documents import LAST_KEY, is_engine_key, name_of
+from kode_core.store.documents import DocPages, is_engine_key, name_of
 from kode_core.store.kinds import KINDS, Kind
 from kode_core.store.list_pages import PageSize, pages_of
 from kode_core.store.methods import METHODS
@@ -337,15 +337,19 @@ class _Agent:
                 await asyncio.sleep(0)
 
     async def _documents(self) -> AsyncIterator[ConsistencyIssue]:
-        start, size = "", PageSize()
+        async def read(span: DocSpan) -> Sequence[Doc]:
+            return await self._steps(docs_in, self._engine, self._agent_id, span)
+
+        pages = DocPages(read)
         while keeps_documents(self._engine):
-            span = DocSpan(start=start, stop=LAST_KEY, limit=size.limit + 1)
             try:
-                docs = await self._steps(docs_in, self._engine, self._agent_id, span)
+                docs = await pages.next()
             except CorruptRecordError as exc:
                 yield self._corrupt(exc)
                 return
-            for doc in docs[: size.limit]:
+            if not docs:
+                return
+            for doc in docs:
                 what = name_of(self._agent_id, doc.key)
                 problem = await self._unsound(decode_in_slices, StoredDocument, doc.body, what)
                 if not problem and not is_engine_key(doc.key):
@@ -353,10 +357,6 @@ class _Agent:
                 if problem:
                     yield self._issue("corrupt_record", problem)
                 await asyncio.sleep(0)
-            if len(docs) <= size.limit:
-                return
-            start = docs[-1].key
-            size.saw([doc.body for doc in docs])
 
     async def _events(self) -> AsyncIterator[ConsistencyIssue]:
         after, size = 0, PageSize()

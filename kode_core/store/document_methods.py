@@ -57,11 +57,8 @@ class DocumentMethods(ConversationMethods):
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[Document]:
-        async def page(agent_id: str) -> Page[Document]:
-            given = DocRange.of(collection, prefix, start, stop, reverse)
-            return await self._documents.page(agent_id, given, limit, cursor)
-
-        return await self._load("list_documents", agent_id, page)
+        given = (collection, prefix, start, stop, reverse)
+        return await self._load("list_documents", agent_id, self._documents.page, given, limit, cursor)
 
     async def list_document_keys(
         self,
@@ -75,11 +72,8 @@ class DocumentMethods(ConversationMethods):
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page[str]:
-        async def page(agent_id: str) -> Page[str]:
-            given = DocRange.of(collection, prefix, start, stop, reverse)
-            return await self._documents.key_page(agent_id, given, limit, cursor)
-
-        return await self._load("list_document_keys", agent_id, page)
+        given = (collection, prefix, start, stop, reverse)
+        return await self._load("list_document_keys", agent_id, self._documents.key_page, given, limit, cursor)
 
     def iter_documents(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -16,9 +17,9 @@ import msgspec
 from kode_core.batch import ABSENT_DOC, Doc, DocKind, DocSpan, DocWrite, Fence
 from kode_core.codec import Body
 from kode_core.cursors import make_cursor, parse_cursor
-from kode_core.engine import Engine, docs_in, keeps_documents
-from kode_core.errors import CorruptRecordError, InvalidArgumentError, UnsupportedError
-from kode_core.ids import check_document_key, prefix_end, quoted
+from kode_core.engine import Engine, check_documents, docs_in, keeps_documents
+from kode_core.errors import CorruptRecordError, InvalidArgumentError
+from kode_core.ids import check_collection, check_document_key, prefix_end, quoted
 from kode_core.jsonvalue import type_name
 from kode_core.large import decode_in_slices, write_body
 from kode_core.model import ABSENT, DeleteDocument, Document, DocumentWrite, PutDocument
@@ -33,7 +34,7 @@ from kode_core.store.steps import checked_flag
 from kode_core.store.writer import Rest, TurnWrites, Writer
 
 __all__ = [
-    "LAST_KEY",
+    "DocPages",
     "DocRange",
     "Documents",
     "documents_of",
@@ -43,25 +44,12 @@ __all__ = [
     "writes_of",
 ]
 
-_COLLECTION: Final = re.compile("[A-Za-z0-9._-]{1,64}")
 _VERSION: Final = re.compile("[0-9a-f]{32}")
-LAST_KEY: Final = "~"
-"""Above every engine's key, since a collection has no such character."""
-
-
-def _checked_collection(collection: Any) -> str:
-    if type(collection) is not str:
-        raise InvalidArgumentError(f"collection must be a str, got {type(collection).__name__}")
-    if _COLLECTION.fullmatch(collection) is None:
-        raise InvalidArgumentError(
-            f"collection must be 1 to 64 of the characters A-Z a-z 0-9 . _ -, got {quoted(collection)}"
-        )
-    return collection
 
 
 def _key_of(collection: Any, key: Any) -> str:
     """The engine's key of a document."""
-    return f"{_checked_collection(collection)}/{check_document_key(key)}"
+    return f"{check_collection(collection)}/{check_document_key(key)}"
 
 
 def _expected(expect: Any) -> Body | None:
@@ -129,7 +117,7 @@ class DocRange(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, collection: Any, prefix: Any, start: Any, stop: Any, reverse: Any) -> DocRange:
         """The checked arguments of a call."""
-        _checked_collection(collection)
+        check_collection(collection)
         if type(prefix) is not str:
             raise InvalidArgumentError(f"prefix must be a str, got {type(prefix).__name__}")
         if prefix:
@@ -169,6 +157,10 @@ class DocRange(msgspec.Struct, frozen=True):
             return False
 
 
+_EVERYTHING: Final = DocRange("", "", "~", False)
+"""All documents of an agent: no collection has the character ``~``."""
+
+
 class Documents:
     """Reads and writes the documents of one agent."""
 
@@ -191,10 +183,8 @@ class Documents:
         return [_version_of(write.doc) for write in writes]
 
     def check_supported(self) -> None:
-        """Raise UnsupportedError if the engine keeps no documents: it would ignore what a write demands."""
-        engine = self._context.engine
-        if not keeps_documents(engine):
-            raise UnsupportedError(f"the backend {engine.name} keeps no documents of the caller's own")
+        """Raise UnsupportedError if the store's engine keeps no documents."""
+        check_documents(self._context.engine)
 
     async def load(self, agent_id: str, collection: str, key: str) -> Document | None:
         """The document under a key."""
@@ -206,9 +196,9 @@ class Documents:
             return await _document(agent_id, doc, Pace())
         return None
 
-    async def page(self, agent_id: str, given: DocRange, limit: Any, cursor: Any) -> Page[Document]:
-        """A page of documents, with the names of those that cannot be read."""
-        found, next_cursor = await self._page(agent_id, given, limit, cursor, bodies=True)
+    async def page(self, agent_id: str, given: Sequence[Any], limit: Any, cursor: Any) -> Page[Document]:
+        """A page of documents, and the names of damaged ones; *given* has the arguments of :meth:`DocRange.of`."""
+        found, next_cursor = await self._page(agent_id, DocRange.of(*given), limit, cursor, bodies=True)
         pace, page = Pace(), Page[Document]((), next_cursor)
         left_out = []
         for doc in found:
@@ -219,9 +209,9 @@ class Documents:
         page.left_out = tuple(left_out)
         return page
 
-    async def key_page(self, agent_id: str, given: DocRange, limit: Any, cursor: Any) -> Page[str]:
-        """A page of keys."""
-        found, next_cursor = await self._page(agent_id, given, limit, cursor, bodies=False)
+    async def key_page(self, agent_id: str, given: Sequence[Any], limit: Any, cursor: Any) -> Page[str]:
+        """A page of keys; *given* as for :meth:`page`."""
+        found, next_cursor = await self._page(agent_id, DocRange.of(*given), limit, cursor, bodies=False)
         return Page([doc.key.partition("/")[2] for doc in found], next_cursor)
 
     async def _page(
@@ -243,32 +233,60 @@ class Documents:
         self, run: Callable[..., Awaitable[Any]], agent_id: str, given: DocRange
     ) -> AsyncIterator[Document]:
         """The documents of a range, one after the other; *run* makes the call that reads a page."""
-        pace, limit = Pace(), FIRST_PAGE
-        part = given
-        while part.start < part.stop:
-            span = part.span(limit + 1, bodies=True)
-            found = list(await run(METHODS["iter_documents"], agent_id, docs_in, self._context.engine, agent_id, span))
-            if len(found) <= limit:
-                part = msgspec.structs.replace(part, stop=part.start)
-            else:
-                following = found.pop()
-                part = part.rest(found[-1].key if part.descending else following.key)
-            limit = next_limit(len(found), sum(len(doc.body.text) for doc in found))
+
+        async def read(span: DocSpan) -> Sequence[Doc]:
+            return await docs_in(self._context.engine, agent_id, span)
+
+        pace, pages = Pace(), DocPages(partial(run, METHODS["iter_documents"], agent_id, read), given)
+        while found := await pages.next():
             found.reverse()
             while found:  # a document is released as soon as the caller is done with it
                 yield await _document(agent_id, found.pop(), pace)
 
 
+class DocPages:
+    """Reads a range of documents in pages of about the same memory.
+
+    Args:
+        read: reads the documents of a span.
+        given: the range; all documents of an agent without it.
+        bodies: False to leave out the texts.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[DocSpan], Awaitable[Sequence[Doc]]],
+        given: DocRange = _EVERYTHING,
+        *,
+        bodies: bool = True,
+    ) -> None:
+        self._read = read
+        self._rest = given
+        self._bodies = bodies
+        self._limit = FIRST_PAGE
+
+    async def next(self) -> list[Doc]:
+        """The next page; empty at the end of the range."""
+        rest, limit = self._rest, self._limit
+        if rest.start >= rest.stop:
+            return []
+        found = list(await self._read(rest.span(limit + 1, bodies=self._bodies)))
+        if len(found) > limit:
+            following = found.pop()
+            self._rest = rest.rest(found[-1].key if rest.descending else following.key)
+        else:
+            self._rest = msgspec.structs.replace(rest, stop=rest.start)
+        self._limit = next_limit(len(found), sum(len(doc.body.text) for doc in found))
+        return found
+
+
 async def stored_documents(engine: Engine, agent_id: str, *, bodies: bool = True) -> AsyncIterator[Doc]:
     """All documents of an agent in their stored form; none if the engine keeps none."""
-    start, limit = "", FIRST_PAGE
-    while keeps_documents(engine):
-        found = await docs_in(engine, agent_id, DocSpan(start=start, stop=LAST_KEY, limit=limit + 1, bodies=bodies))
-        for doc in found[:limit]:
-            yield doc
-        if len(found) <= limit:
-            return
-        start, limit = found[-1].key, next_limit(len(found), sum(len(doc.body.text) for doc in found))
+    if keeps_documents(engine):
+        pages = DocPages(partial(docs_in, engine, agent_id), bodies=bodies)
+        while found := await pages.next():
+            for doc in found:
+                yield doc
 
 
 def name_of(agent_id: str, engine_key: str) -> str:

@@ -39,8 +39,6 @@ from kode_core.store.versions import version_of
 __all__ = ["ForkCut", "Forks"]
 
 _MAX_FORKS: Final = 10_000
-_DEMANDED: Final = {DocKind.DOCUMENTS: ABSENT_DOC}
-"""A fork replaces no document that another writer puts under its id meanwhile."""
 _ATTEMPTS: Final = 20
 
 
@@ -175,7 +173,6 @@ class Forks:
         parent = await decoded_info(agent_id, summary.info.body, pace)
         messages, times = await self._messages(agent_id, summary, cut, docs[DocKind.SNAPSHOTS])
         calls = await self._reader.load_list(agent_id, ListKind.TOOL_CALLS)
-        docs[DocKind.DOCUMENTS] = own
         info = _child_info(agent_id, parent, cut.new_id, self._context.now())
         if not cut.is_whole:
             used = {block.id for message in messages for block in message.content if isinstance(block, ToolUseBlock)}
@@ -185,8 +182,10 @@ class Forks:
             "info": await info_of(cut.new_id, info),
             "messages": await self._list(ListKind.MESSAGES, messages, times),
             "tool_calls": await self._list(ListKind.TOOL_CALLS, calls, []) if calls else None,
-            "docs": tuple(
-                [DocWrite(kind, doc.key, doc, _DEMANDED.get(kind)) for kind, some in docs.items() for doc in some]
+            "docs": (
+                *(DocWrite(kind, doc.key, doc) for kind, some in docs.items() for doc in some),
+                # no document is replaced that another writer puts under the fork's id meanwhile
+                *(DocWrite(DocKind.DOCUMENTS, doc.key, doc, ABSENT_DOC) for doc in own),
             ),
         }
 

@@ -34,7 +34,7 @@ async def versions_of_documents_never_return(ctx: Context) -> None:
     stores, seen = [ctx.store, await ctx.another()], {ABSENT: "none"}
 
     async def see(version: str, key: str, what: str) -> None:
-        ctx.true(version not in seen, f"the version of {what} is that of {seen.get(version)}")
+        ctx.true(version not in seen, f"{what} and {seen.get(version)} have one version")
         seen[version] = what
         for store in stores:
             found = await store.load_document("a", "c", key)

@@ -111,7 +111,7 @@ async def kinds_that_refer_to_each_other_are_apart(ctx: Context) -> None:
     other = await ctx.another()
     await _link(ctx.store, "a")
     before = await portrait(ctx.store, "a")
-    ctx.equal(missing_kinds(before), [], "the kinds of which nothing is there")
+    ctx.equal(missing_kinds(before), [], "the kinds without records")
     for n, (what, (kind, change)) in enumerate(in_time(ctx, _CHANGES.items())):
         await change((ctx.store, other)[n % 2])
         after = await portrait((other, ctx.store)[n % 2], "a")

@@ -208,7 +208,7 @@ async def portrait(store: ExtendedStore, agent_id: str) -> Portrait:
 
 
 def missing_kinds(found: Portrait) -> list[str]:
-    """The kinds of which an agent has nothing, among those that the store keeps."""
+    """The kinds without records, among the kinds that the store keeps."""
     return [kind for kind, records in found.items() if not records and (kind != "documents" or keeps_documents())]
 
 

@@ -133,7 +133,7 @@ def as_markdown(rows: Sequence[Row], *, everything: bool) -> str:
         "which fault. It is made by `python -m conformance.tests.zoo.matrix`; `conformance/tests/test_zoo.py` holds",
         "the suite to it.",
         "",
-        f"{numbers['mutants']} faulty stores, {numbers['killed']} of them killed by the check that is there for them;",
+        f"{numbers['mutants']} faulty stores, {numbers['killed']} of them killed by the check that they name;",
         f"{numbers['of the KODE SDK']} have a fault of the stores of the KODE SDK 2.7. *Others* is how many of the",
         f"other checks {others} find it, too, in one process.",
         "",

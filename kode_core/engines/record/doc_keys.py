@@ -12,7 +12,7 @@ from typing import Final
 
 from kode_core.batch import DocKind
 from kode_core.engines.record.store import KeyRange
-from kode_core.ids import MAX_DOCUMENT_KEY_BYTES
+from kode_core.ids import COLLECTION_CHARACTERS, MAX_COLLECTION_LENGTH, MAX_DOCUMENT_KEY_BYTES
 
 __all__ = ["doc_key", "doc_keys", "escaped", "hashed", "own_key", "own_keys", "rest_of"]
 
@@ -20,8 +20,7 @@ _OWN: Final = "o/"
 _END: Final = "~"
 _LEAST: Final = "!"
 """No character of a key is below it."""
-_LONGEST_COLLECTION: Final = 64
-_OTHERS: Final = re.compile("[^A-Za-z0-9._-]")
+_OTHERS: Final = re.compile(f"[^{COLLECTION_CHARACTERS}]")
 """The characters that no collection has."""
 
 
@@ -44,8 +43,8 @@ _ESCAPES: Final = tuple(map(_escape, range(256)))
 def escaped(key: bytes) -> str:
     """ASCII of at most two characters for each byte, in the order of the bytes.
 
-    It contains no slash and no ``~``, and begins with the escape of each beginning of *key*. A slash may therefore
-    follow it in the keys of parts: no other document's parts lie between those of this one.
+    It contains no slash and no ``~``. The keys of a document's parts add a slash to it, so that they stand together,
+    with no other document's parts between them.
     """
     return "".join([_ESCAPES[byte] for byte in key])
 
@@ -60,8 +59,8 @@ def own_key(key: str) -> str:
     other = _OTHERS.search(collection)
     if other is not None:  # this character decides: the rest makes no difference
         return f"{_OWN}{collection[: other.start()]}{min(max(other[0], _LEAST), _END)}"
-    if len(collection) > _LONGEST_COLLECTION:
-        return f"{_OWN}{collection[: _LONGEST_COLLECTION + 1]}"
+    if len(collection) > MAX_COLLECTION_LENGTH:
+        return f"{_OWN}{collection[: MAX_COLLECTION_LENGTH + 1]}"
     whole = rest.encode("utf-8", "surrogatepass")[: MAX_DOCUMENT_KEY_BYTES + 1]
     return f"{_OWN}{collection}{slash}{escaped(whole)}"
 

@@ -80,7 +80,7 @@ class OwnDocs:
     async def _living(self, keys: KeyRange) -> KeyRange | None:
         """The rest of a range from its first document on; None without one.
 
-        Any number of removed documents may come first. No texts are read, as those of documents behind would be, too.
+        Any number of removed documents may come first. This reads no texts: a page may reach far beyond that document.
         """
         rest: KeyRange | None = replace(keys, bodies=False)
         while rest is not None:

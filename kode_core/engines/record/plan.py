@@ -126,8 +126,8 @@ class Plan:
         known = next((op for op in self.state.ops if op.op_id == batch.op_id), None)
         if known is not None:
             return Applied(known.messages, known.tool_calls, self._offsets(batch.events, known.first_offset))
-        refusal = batch.refusal(self.head.updated_at, self.head.messages, self.head.tool_calls)
-        refusal = refusal or batch.docs_refusal(self._digests)
+        head = self.head
+        refusal = batch.refusal(head.updated_at, head.messages, head.tool_calls, self._digests)
         if refusal is not None:
             return refusal
         was_changed, self._is_changed = self._is_changed, batch.is_touching

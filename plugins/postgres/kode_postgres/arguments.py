@@ -30,7 +30,6 @@ __all__ = [
     "Statements",
     "applied",
     "doc_text",
-    "has_demands",
     "is_unseen",
     "key_hash",
     "needs_lock",
@@ -65,11 +64,6 @@ def needs_lock(batch: Batch) -> bool:
 def is_unseen(batch: Batch) -> bool:
     """True if messages are appended to others whose times have to be looked up (MSG-4)."""
     return batch.messages is not None and batch.messages.is_blind
-
-
-def has_demands(batch: Batch) -> bool:
-    """True if documents have to be looked up that the batch demands."""
-    return any(write.expect is not None for write in batch.docs)
 
 
 def unconditional(batch: Batch) -> Batch:
@@ -107,7 +101,7 @@ def parts_of(batches: Sequence[Batch]) -> Part:
             (Part.DOCS, bool(batch.docs)),
             (Part.EVENTS, bool(batch.events)),
             (Part.UNSEEN, is_unseen(batch)),
-            (Part.DEMANDS, has_demands(batch)),
+            (Part.DEMANDS, bool(batch.demanded_docs)),
         ):
             if has:
                 parts |= part
@@ -211,7 +205,7 @@ def _input(batch: Batch, parts: Part, since: int) -> tuple[Any, ...]:
     if Part.UNSEEN in parts:
         values.append(min(batch.messages.times()) if batch.messages is not None and is_unseen(batch) else None)
     if Part.DEMANDS in parts:
-        values.append(has_demands(batch))
+        values.append(bool(batch.demanded_docs))
     return tuple(values)
 
 
@@ -314,8 +308,7 @@ class HeadAfterRefusal:
         """The precondition that fails, or None; *digests* are of the demanded documents."""
         if batch.fence is not None and not is_held:
             return Refused("fence")
-        refused = batch.refusal(self.updated_at, self.messages, self.tool_calls)
-        return refused if refused is not None or not has_demands(batch) else batch.docs_refusal(digests)
+        return batch.refusal(self.updated_at, self.messages, self.tool_calls, digests)
 
 
 def applied(batch: Batch, row: Sequence[Any]) -> Applied:

@@ -25,7 +25,6 @@ from kode_postgres.arguments import (
     HeadAfterRefusal,
     Statements,
     applied,
-    has_demands,
     is_unseen,
     key_hash,
     needs_lock,
@@ -51,8 +50,8 @@ While its statement is on its way, others may write so much that the head could 
 """
 
 _LATE: Final = (
-    "the connection broke, and a document is there by now that the write demands to be absent: it is refused, unless"
-    " it is delivered once that document is deleted; read first"
+    "the connection broke, and a document exists that the write demands to be absent: the write is refused, but its"
+    " first request may arrive after that document is deleted; read before you repeat it"
 )
 
 
@@ -181,7 +180,7 @@ class Committer:
         except Exception as exc:  # noqa: BLE001 - whatever it is, the caller gets it
             return exc
         end, pause = time.monotonic() + self._connections.locked_s, 0.002
-        is_looking = is_unseen(batch) or has_demands(batch)  # under the lock no writer comes in between
+        is_looking = is_unseen(batch) or bool(batch.demanded_docs)  # under the lock no writer comes in between
         without_lock = 0 if is_looking else _ATTEMPTS_WITHOUT_LOCK
         for attempt in itertools.count():
             async with self._alone:

@@ -90,7 +90,7 @@ def put(agent_id: str, n: int, expect: Body | None = None) -> Batch:
 
 
 async def test_groups_of_many_agents(server: Server, schema: str) -> None:
-    """Batches of many agents go in one statement: each demand counts for itself, and who has none is written."""
+    """Batches of many agents go in one statement: each demand counts for itself, and a batch without one is written."""
     async with PostgresStore(server.dsn, schema=schema) as one, PostgresStore(server.dsn, schema=schema) as two:
         engines = [store._context.engine for store in (one, two)]
         for turn in range(5):

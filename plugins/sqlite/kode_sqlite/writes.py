@@ -117,10 +117,8 @@ class Transaction:
     def _refusal(self, batch: Batch, head: _ListsState) -> Refused | None:
         if batch.fence is not None and not self.leases.holds(batch.agent_id, batch.fence):
             return Refused("fence")
-        refused = batch.refusal(head.updated_at, head.messages, head.tool_calls)
-        if refused is not None or not batch.demanded_docs:
-            return refused
-        return batch.docs_refusal(self._digests(batch.agent_id, list(batch.demanded_docs)))
+        digests = self._digests(batch.agent_id, list(batch.demanded_docs))
+        return batch.refusal(head.updated_at, head.messages, head.tool_calls, digests)
 
     def _delete(self, agent_id: str) -> None:
         for table in KEYED_BY_AGENT:
