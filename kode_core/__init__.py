@@ -26,7 +26,16 @@ from kode_core.ids import new_agent_id
 from kode_core.jsonable import to_json, to_jsonable
 from kode_core.keys import agent_key, agent_key_prefix
 from kode_core.model import *  # noqa: F403
-from kode_core.protocols import DocumentStore, EventStream, ExtendedStore, Heartbeat, Lease, QueryableStore, Store
+from kode_core.protocols import (
+    AgentStore,
+    DocumentStore,
+    EventStream,
+    ExtendedStore,
+    Heartbeat,
+    Lease,
+    QueryableStore,
+    Store,
+)
 from kode_core.query import AgentStats, MessageFilter, Page, Session, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
 
@@ -34,6 +43,7 @@ __all__ = [
     *errors.__all__,
     *model.__all__,
     "AgentStats",
+    "AgentStore",
     "ConsistencyCheckResult",
     "ConsistencyIssue",
     "DocumentStore",

@@ -33,7 +33,7 @@ from kode_conformance.settings import Settings
 from conformance.tests.zoo import changes, told
 from conformance.tests.zoo.base import PlainMemory
 from kode_core.model import Message
-from kode_core.protocols import DocumentStore, ExtendedStore, QueryableStore, Store
+from kode_core.protocols import AgentStore, DocumentStore, ExtendedStore, QueryableStore, Store
 from kode_core.query import MessageFilter, SessionFilter, ToolCallFilter
 
 CHECKS = {check.id: check for check in load_checks()}
@@ -65,7 +65,7 @@ def methods() -> set[str]:
     """Of all protocols of stores."""
     found = {
         name
-        for p in (Store, QueryableStore, DocumentStore, ExtendedStore)
+        for p in (Store, QueryableStore, DocumentStore, AgentStore, ExtendedStore)
         for name, v in vars(p).items()
         if callable(v)
     }

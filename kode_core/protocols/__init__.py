@@ -1,4 +1,4 @@
-"""The public interface of stores, in layers: Store, QueryableStore, DocumentStore, ExtendedStore.
+"""The public interface of stores, in layers: Store, QueryableStore, DocumentStore, AgentStore, ExtendedStore.
 
 ``create_store`` and ``create_extended_store`` return an object that implements all of it. A store of your own may
 implement one of these protocols directly, or be an :class:`kode_core.engine.Engine`, from which the core makes a
@@ -17,6 +17,7 @@ Rules for every method:
 
 from __future__ import annotations
 
+from kode_core.protocols.agents import AgentStore
 from kode_core.protocols.documents import DocumentStore
 from kode_core.protocols.extended import ExtendedStore
 from kode_core.protocols.following import EventStream, Heartbeat
@@ -26,6 +27,7 @@ from kode_core.protocols.store import Store
 
 __all__ = [
     "AgentLock",
+    "AgentStore",
     "DocumentStore",
     "EventStream",
     "ExtendedStore",

@@ -21,15 +21,14 @@ from kode_core.model import (
     TodoSnapshot,
     ToolCallRecord,
 )
-from kode_core.protocols.documents import DocumentStore
+from kode_core.protocols.agents import AgentStore
 from kode_core.protocols.locks import AgentLock, Lease
 from kode_core.protocols.methods import to_be_implemented
-from kode_core.query import OnCorrupt, Page, Session
+from kode_core.query import OnCorrupt, Page
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
 
 __all__ = ["ExtendedStore"]
 
-_Ids: TypeAlias = list[str]  # the method ``list`` hides the builtin inside the classes
 _Paths: TypeAlias = list[Path]
 _Messages: TypeAlias = list[Message]
 _ToolCalls: TypeAlias = list[ToolCallRecord]
@@ -37,8 +36,8 @@ _ToolCalls: TypeAlias = list[ToolCallRecord]
 
 @runtime_checkable
 @to_be_implemented
-class ExtendedStore(DocumentStore, Protocol):
-    """A store with parts and edits of lists, versions, emitted events, locks, forks and maintenance."""
+class ExtendedStore(AgentStore, Protocol):
+    """A store with parts and edits of lists, versions, emitted events, locks and maintenance."""
 
     # --- parts of a list, and edits in place
 
@@ -220,80 +219,6 @@ class ExtendedStore(DocumentStore, Protocol):
         """
         ...
 
-    # --- one agent
-
-    async def list(self, prefix: str = "", *, include_without_info: bool = False) -> _Ids:
-        """Ids of the agents with info that begin with the literal *prefix*, in code point order (LIFE-2).
-
-        *include_without_info* adds the ids of agents that have records, such as events or documents, but no info.
-        """
-        ...
-
-    async def load_session(self, agent_id: str) -> Session | None:
-        """The agent as ``query_sessions`` shows it, with its number of tool calls and its version, of one instant.
-
-        None if the agent has no info.
-        """
-        ...
-
-    async def save_info(
-        self, agent_id: str, info: AgentInfo, *, expect: str | None = None, fence: Lease | None = None
-    ) -> None:
-        """Insert or replace the agent's info and nothing else (INFO-1); ``info.agent_id`` must be *agent_id* (ID-3).
-
-        Raises:
-            ConflictError: the agent has another version than *expect* (VER-2).
-        """
-        ...
-
-    async def create_agent(self, agent_id: str, info: AgentInfo, *, fence: Lease | None = None) -> None:
-        """Save the info of an agent that has none: of several callers exactly one creates the agent (INFO-4).
-
-        Raises:
-            ConflictError: the agent has an info.
-        """
-        ...
-
-    async def update_info(
-        self, agent_id: str, metadata: Mapping[str, Json], *, remove: Sequence[str] = (), fence: Lease | None = None
-    ) -> AgentInfo:
-        """Set keys of the info's metadata, and remove others, without losing concurrent changes (INFO-5).
-
-        *metadata* has values by top-level key: each replaces the whole value of its key, and other keys stay. Keys in
-        *remove* that the metadata does not have are ignored. Returns the info as it is stored then.
-
-        Raises:
-            AgentNotFoundError: the agent has no info.
-        """
-        ...
-
-    async def delete_snapshot(self, agent_id: str, snapshot_id: str, *, fence: Lease | None = None) -> None:
-        """Remove a snapshot, if there is one of that id (SNAP-2)."""
-        ...
-
-    async def fork(
-        self,
-        agent_id: str,
-        new_id: str | None = None,
-        *,
-        length: int | None = None,
-        snapshot_id: str | None = None,
-        documents: bool = False,
-    ) -> str:
-        """Make one fork, with an id of the caller's or from an earlier point, and return its id (FORK-4).
-
-        The fork has the id *new_id*, under which nothing may exist, or a new one. *length* limits the messages to the
-        first ones, and *snapshot_id* names a snapshot that has them; such a fork has the tool calls that its messages
-        use. *documents* takes the documents of all collections along (DOC-5). Without arguments the backend copies the
-        agent, as for ``batch_fork``; otherwise it is held in memory meanwhile.
-
-        Raises:
-            AgentNotFoundError: the agent has no info.
-            InvalidArgumentError: the agent has fewer than *length* messages, or no such snapshot.
-            ConflictError: *new_id* exists; nothing was changed.
-        """
-        ...
-
     # --- events
 
     async def emit(
@@ -365,14 +290,6 @@ class ExtendedStore(DocumentStore, Protocol):
             LockUnavailableError: it was still held after *wait_ms*; or, at once, this task is inside the block of this
                 lock, or was started there.
             StoreClosedError: the store was closed while the call waited.
-        """
-        ...
-
-    async def batch_fork(self, agent_id: str, count: int) -> _Ids:
-        """Make *count* copies of one instant of the agent and return their new ids (FORK-1).
-
-        Raises:
-            AgentNotFoundError: the agent has no info.
         """
         ...
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack, overload
 
-from kode_core.batch import DocKind, DocWrite, EventWrite
+from kode_core.batch import EventWrite
 from kode_core.engine import Progress
 from kode_core.ids import check_agent_id, check_key
 from kode_core.model import (
@@ -27,20 +27,18 @@ from kode_core.model import (
     TodoSnapshot,
 )
 from kode_core.protocols import EventStream, ExtendedStore, Heartbeat, Lease
-from kode_core.query import AgentStats, MessageFilter, Page, Session, SessionFilter, SessionInfo, ToolCallFilter
+from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
 
 # Imported here and not inside the methods: a process without free descriptors cannot import.
 from kode_core.store import backups, consistency, health, repairs, rows
-from kode_core.store.document_methods import DocumentMethods
+from kode_core.store.agent_methods import AgentMethods
 from kode_core.store.following import follow
-from kode_core.store.forks import ForkCut
 from kode_core.store.kinds import COMPRESSIONS, MEDIA, RECOVERED, SNAPSHOTS, TODOS, WINDOWS
 from kode_core.store.locks import LeaseContext
 from kode_core.store.methods import METHODS
 from kode_core.store.reader import every
 from kode_core.store.steps import checked_progress
-from kode_core.store.writer import Rest, TurnWrites
 
 __all__ = ["EngineStore"]
 
@@ -48,7 +46,7 @@ _Ids = list[str]  # the method ``list`` hides the builtin inside the class
 _Paths = list[Path]
 
 
-class EngineStore(DocumentMethods, ExtendedStore):
+class EngineStore(AgentMethods, ExtendedStore):
     """An ExtendedStore over any engine; :class:`~kode_core.store.base.StoreBase` documents the arguments."""
 
     # --- todos, history, media, snapshots
@@ -98,12 +96,6 @@ class EngineStore(DocumentMethods, ExtendedStore):
 
     async def list_snapshots(self, agent_id: str) -> list[Snapshot]:
         return await self._load("list_snapshots", agent_id, self._reader.load_docs, SNAPSHOTS)
-
-    async def delete_snapshot(self, agent_id: str, snapshot_id: str, *, fence: Lease | None = None) -> None:
-        async def rest() -> Rest:
-            return Rest(docs=(DocWrite(DocKind.SNAPSHOTS, check_key(snapshot_id, "snapshot id"), None),))
-
-        await self._save("delete_snapshot", agent_id, fence, lambda: TurnWrites(encode_rest=rest))
 
     # --- events
 
@@ -193,30 +185,6 @@ class EngineStore(DocumentMethods, ExtendedStore):
 
     # --- info and lifecycle
 
-    async def save_info(
-        self, agent_id: str, info: AgentInfo, *, expect: str | None = None, fence: Lease | None = None
-    ) -> None:
-        async def rest() -> Rest:
-            return Rest(info=await rows.info_of(agent_id, info))
-
-        await self._save("save_info", agent_id, fence, lambda: TurnWrites(encode_rest=rest, expect=expect))
-
-    async def create_agent(self, agent_id: str, info: AgentInfo, *, fence: Lease | None = None) -> None:
-        await self._fenced("create_agent", agent_id, fence, self._sessions.create, info)
-
-    async def update_info(
-        self,
-        agent_id: str,
-        metadata: Mapping[str, Json],
-        *,
-        remove: Sequence[str] = (),
-        fence: Lease | None = None,
-    ) -> AgentInfo:
-        return await self._fenced("update_info", agent_id, fence, self._sessions.update_info, metadata, remove)
-
-    async def load_session(self, agent_id: str) -> Session | None:
-        return await self._load("load_session", agent_id, self._sessions.load)
-
     async def load_version(self, agent_id: str) -> str:
         return await self._load("load_version", agent_id, self._sessions.version)
 
@@ -232,9 +200,6 @@ class EngineStore(DocumentMethods, ExtendedStore):
                 await self._forks.delete(agent_id, held)
 
         await self._load("delete", agent_id, delete)
-
-    async def list(self, prefix: str = "", *, include_without_info: bool = False) -> _Ids:
-        return await self._run("list", self._reader.list_ids, prefix, include_without_info)
 
     # --- queries
 
@@ -303,24 +268,3 @@ class EngineStore(DocumentMethods, ExtendedStore):
 
     def acquire_agent_lock(self, agent_id: str, ttl_ms: int = 30_000, wait_ms: int = 0) -> LeaseContext:
         return self._locks.lock(check_agent_id(agent_id), ttl_ms, wait_ms)
-
-    async def batch_fork(self, agent_id: str, count: int) -> _Ids:
-        return await self._load("batch_fork", agent_id, self._forks.fork, count)
-
-    async def fork(
-        self,
-        agent_id: str,
-        new_id: str | None = None,
-        *,
-        length: int | None = None,
-        snapshot_id: str | None = None,
-        documents: bool = False,
-    ) -> str:
-        async def fork(agent_id: str) -> str:
-            cut = ForkCut.of(agent_id, new_id, length, snapshot_id, documents)
-            if new_id is None and cut.is_whole and not documents:  # the backend copies it, however large
-                return (await self._forks.fork(agent_id, 1))[0]
-            with self._locks.fencing(cut.new_id, None) as held:
-                return await self._forks.fork_to(agent_id, cut, held)
-
-        return await self._load("fork", agent_id, fork)

@@ -20,21 +20,20 @@ from kode_core.model import (
     TodoSnapshot,
     ToolCallRecord,
 )
-from kode_core.query import OnCorrupt, Page, Session
+from kode_core.query import OnCorrupt, Page
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, StoreHealthStatus, StoreMetrics
 from kode_core.sync.iterators import SyncIterator
 from kode_core.sync.locks import SyncLease
-from kode_core.sync.methods.document_store import DocumentStoreMethods
+from kode_core.sync.methods.agent_store import AgentStoreMethods
 
 __all__ = ["ExtendedStoreMethods"]
 
 _Messages: TypeAlias = list[Message]
 _ToolCalls: TypeAlias = list[ToolCallRecord]
-_Ids: TypeAlias = list[str]
 _Paths: TypeAlias = list[Path]
 
 
-class ExtendedStoreMethods(DocumentStoreMethods):
+class ExtendedStoreMethods(AgentStoreMethods):
     """The methods of :class:`~kode_core.ExtendedStore` for synchronous code."""
 
     @overload
@@ -256,82 +255,6 @@ class ExtendedStoreMethods(DocumentStoreMethods):
             )
         )
 
-    def list(self, prefix: str = "", *, include_without_info: bool = False) -> _Ids:
-        """Ids of the agents with info that begin with the literal *prefix*, in code point order (LIFE-2).
-
-        *include_without_info* adds the ids of agents that have records, such as events or documents, but no info.
-        """
-        return self._call(lambda store: store.list(prefix, include_without_info=include_without_info))
-
-    def load_session(self, agent_id: str) -> Session | None:
-        """The agent as ``query_sessions`` shows it, with its number of tool calls and its version, of one instant.
-
-        None if the agent has no info.
-        """
-        return self._call(lambda store: store.load_session(agent_id))
-
-    def save_info(
-        self, agent_id: str, info: AgentInfo, *, expect: str | None = None, fence: SyncLease | None = None
-    ) -> None:
-        """Insert or replace the agent's info and nothing else (INFO-1); ``info.agent_id`` must be *agent_id* (ID-3).
-
-        Raises:
-            ConflictError: the agent has another version than *expect* (VER-2).
-        """
-        self._call(lambda store: store.save_info(agent_id, info, expect=expect, fence=self._fence(agent_id, fence)))
-
-    def create_agent(self, agent_id: str, info: AgentInfo, *, fence: SyncLease | None = None) -> None:
-        """Save the info of an agent that has none: of several callers exactly one creates the agent (INFO-4).
-
-        Raises:
-            ConflictError: the agent has an info.
-        """
-        self._call(lambda store: store.create_agent(agent_id, info, fence=self._fence(agent_id, fence)))
-
-    def update_info(
-        self, agent_id: str, metadata: Mapping[str, Json], *, remove: Sequence[str] = (), fence: SyncLease | None = None
-    ) -> AgentInfo:
-        """Set keys of the info's metadata, and remove others, without losing concurrent changes (INFO-5).
-
-        *metadata* has values by top-level key: each replaces the whole value of its key, and other keys stay. Keys in
-        *remove* that the metadata does not have are ignored. Returns the info as it is stored then.
-
-        Raises:
-            AgentNotFoundError: the agent has no info.
-        """
-        return self._call(
-            lambda store: store.update_info(agent_id, metadata, remove=remove, fence=self._fence(agent_id, fence))
-        )
-
-    def delete_snapshot(self, agent_id: str, snapshot_id: str, *, fence: SyncLease | None = None) -> None:
-        """Remove a snapshot, if there is one of that id (SNAP-2)."""
-        self._call(lambda store: store.delete_snapshot(agent_id, snapshot_id, fence=self._fence(agent_id, fence)))
-
-    def fork(
-        self,
-        agent_id: str,
-        new_id: str | None = None,
-        *,
-        length: int | None = None,
-        snapshot_id: str | None = None,
-        documents: bool = False,
-    ) -> str:
-        """Make one fork, with an id of the caller's or from an earlier point, and return its id (FORK-4).
-
-        The fork has the id *new_id*, under which nothing may exist, or a new one. *length* limits the messages to the
-        first ones, and *snapshot_id* names a snapshot that has them; such a fork has the tool calls that its messages
-        use. *documents* takes the documents of all collections along (DOC-5). Without arguments the backend copies the
-        agent, as for ``batch_fork``; otherwise it is held in memory meanwhile.
-
-        Raises:
-            AgentNotFoundError: the agent has no info.
-            InvalidArgumentError: the agent has fewer than *length* messages, or no such snapshot.
-            ConflictError: *new_id* exists; nothing was changed.
-        """
-        return self._call(
-            lambda store: store.fork(agent_id, new_id, length=length, snapshot_id=snapshot_id, documents=documents)
-        )
-
     def emit(
         self,
         agent_id: str,
@@ -386,14 +309,6 @@ class ExtendedStoreMethods(DocumentStoreMethods):
     def get_metrics(self) -> StoreMetrics:
         """The store's calls since it was opened, and the size of its contents (OPS-3)."""
         return self._call(lambda store: store.get_metrics())
-
-    def batch_fork(self, agent_id: str, count: int) -> _Ids:
-        """Make *count* copies of one instant of the agent and return their new ids (FORK-1).
-
-        Raises:
-            AgentNotFoundError: the agent has no info.
-        """
-        return self._call(lambda store: store.batch_fork(agent_id, count))
 
     def backup(self, target: str | Path, *, progress: Progress | None = None) -> _Paths:
         """Copy one instant of the store to *target*, a new file or folder, while the store is in use (OPS-16).

@@ -1,0 +1,77 @@
+"""The methods of the public store for agents as wholes; :mod:`kode_core.protocols.agents` documents them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from kode_core.batch import DocKind, DocWrite
+from kode_core.ids import check_key
+from kode_core.model import AgentInfo, Json
+from kode_core.protocols import Lease
+from kode_core.query import Session
+from kode_core.store import rows
+from kode_core.store.document_methods import DocumentMethods
+from kode_core.store.forks import ForkCut
+from kode_core.store.writer import Rest, TurnWrites
+
+__all__ = ["AgentMethods"]
+
+_Ids = list[str]  # the method ``list`` hides the builtin inside the class
+
+
+class AgentMethods(DocumentMethods):
+    """Agents as wholes."""
+
+    async def list(self, prefix: str = "", *, include_without_info: bool = False) -> _Ids:
+        return await self._run("list", self._reader.list_ids, prefix, include_without_info)
+
+    async def save_info(
+        self, agent_id: str, info: AgentInfo, *, expect: str | None = None, fence: Lease | None = None
+    ) -> None:
+        async def rest() -> Rest:
+            return Rest(info=await rows.info_of(agent_id, info))
+
+        await self._save("save_info", agent_id, fence, lambda: TurnWrites(encode_rest=rest, expect=expect))
+
+    async def create_agent(self, agent_id: str, info: AgentInfo, *, fence: Lease | None = None) -> None:
+        await self._fenced("create_agent", agent_id, fence, self._sessions.create, info)
+
+    async def update_info(
+        self,
+        agent_id: str,
+        metadata: Mapping[str, Json],
+        *,
+        remove: Sequence[str] = (),
+        fence: Lease | None = None,
+    ) -> AgentInfo:
+        return await self._fenced("update_info", agent_id, fence, self._sessions.update_info, metadata, remove)
+
+    async def load_session(self, agent_id: str) -> Session | None:
+        return await self._load("load_session", agent_id, self._sessions.load)
+
+    async def delete_snapshot(self, agent_id: str, snapshot_id: str, *, fence: Lease | None = None) -> None:
+        async def rest() -> Rest:
+            return Rest(docs=(DocWrite(DocKind.SNAPSHOTS, check_key(snapshot_id, "snapshot id"), None),))
+
+        await self._save("delete_snapshot", agent_id, fence, lambda: TurnWrites(encode_rest=rest))
+
+    async def batch_fork(self, agent_id: str, count: int) -> _Ids:
+        return await self._load("batch_fork", agent_id, self._forks.fork, count)
+
+    async def fork(
+        self,
+        agent_id: str,
+        new_id: str | None = None,
+        *,
+        length: int | None = None,
+        snapshot_id: str | None = None,
+        documents: bool = False,
+    ) -> str:
+        async def fork(agent_id: str) -> str:
+            cut = ForkCut.of(agent_id, new_id, length, snapshot_id, documents)
+            if new_id is None and cut.is_whole and not documents:  # the backend copies it, however large
+                return (await self._forks.fork(agent_id, 1))[0]
+            with self._locks.fencing(cut.new_id, None) as held:
+                return await self._forks.fork_to(agent_id, cut, held)
+
+        return await self._load("fork", agent_id, fork)

@@ -1,0 +1,103 @@
+"""Written by ``scripts/sync_methods.py`` from ``kode_core.protocols.agents.AgentStore``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from kode_core.model import AgentInfo, Json
+from kode_core.query import Session
+from kode_core.sync.locks import SyncLease
+from kode_core.sync.methods.document_store import DocumentStoreMethods
+
+__all__ = ["AgentStoreMethods"]
+
+_Ids: TypeAlias = list[str]
+
+
+class AgentStoreMethods(DocumentStoreMethods):
+    """The methods of :class:`~kode_core.AgentStore` for synchronous code."""
+
+    def list(self, prefix: str = "", *, include_without_info: bool = False) -> _Ids:
+        """Ids of the agents with info that begin with the literal *prefix*, in code point order (LIFE-2).
+
+        *include_without_info* adds the ids of agents that have records, such as events or documents, but no info.
+        """
+        return self._call(lambda store: store.list(prefix, include_without_info=include_without_info))
+
+    def load_session(self, agent_id: str) -> Session | None:
+        """The agent as ``query_sessions`` shows it, with its number of tool calls and its version, of one instant.
+
+        None if the agent has no info.
+        """
+        return self._call(lambda store: store.load_session(agent_id))
+
+    def save_info(
+        self, agent_id: str, info: AgentInfo, *, expect: str | None = None, fence: SyncLease | None = None
+    ) -> None:
+        """Insert or replace the agent's info and nothing else (INFO-1); ``info.agent_id`` must be *agent_id* (ID-3).
+
+        Raises:
+            ConflictError: the agent has another version than *expect* (VER-2).
+        """
+        self._call(lambda store: store.save_info(agent_id, info, expect=expect, fence=self._fence(agent_id, fence)))
+
+    def create_agent(self, agent_id: str, info: AgentInfo, *, fence: SyncLease | None = None) -> None:
+        """Save the info of an agent that has none: of several callers exactly one creates the agent (INFO-4).
+
+        Raises:
+            ConflictError: the agent has an info.
+        """
+        self._call(lambda store: store.create_agent(agent_id, info, fence=self._fence(agent_id, fence)))
+
+    def update_info(
+        self, agent_id: str, metadata: Mapping[str, Json], *, remove: Sequence[str] = (), fence: SyncLease | None = None
+    ) -> AgentInfo:
+        """Set keys of the info's metadata, and remove others, without losing concurrent changes (INFO-5).
+
+        *metadata* has values by top-level key: each replaces the whole value of its key, and other keys stay. Keys in
+        *remove* that the metadata does not have are ignored. Returns the info as it is stored then.
+
+        Raises:
+            AgentNotFoundError: the agent has no info.
+        """
+        return self._call(
+            lambda store: store.update_info(agent_id, metadata, remove=remove, fence=self._fence(agent_id, fence))
+        )
+
+    def delete_snapshot(self, agent_id: str, snapshot_id: str, *, fence: SyncLease | None = None) -> None:
+        """Remove a snapshot, if there is one of that id (SNAP-2)."""
+        self._call(lambda store: store.delete_snapshot(agent_id, snapshot_id, fence=self._fence(agent_id, fence)))
+
+    def fork(
+        self,
+        agent_id: str,
+        new_id: str | None = None,
+        *,
+        length: int | None = None,
+        snapshot_id: str | None = None,
+        documents: bool = False,
+    ) -> str:
+        """Make one fork, with an id of the caller's or from an earlier point, and return its id (FORK-4).
+
+        The fork has the id *new_id*, under which nothing may exist, or a new one. *length* limits the messages to the
+        first ones, and *snapshot_id* names a snapshot that has them; such a fork has the tool calls that its messages
+        use. *documents* takes the documents of all collections along (DOC-5). Without arguments the backend copies the
+        agent, as for ``batch_fork``; otherwise it is held in memory meanwhile.
+
+        Raises:
+            AgentNotFoundError: the agent has no info.
+            InvalidArgumentError: the agent has fewer than *length* messages, or no such snapshot.
+            ConflictError: *new_id* exists; nothing was changed.
+        """
+        return self._call(
+            lambda store: store.fork(agent_id, new_id, length=length, snapshot_id=snapshot_id, documents=documents)
+        )
+
+    def batch_fork(self, agent_id: str, count: int) -> _Ids:
+        """Make *count* copies of one instant of the agent and return their new ids (FORK-1).
+
+        Raises:
+            AgentNotFoundError: the agent has no info.
+        """
+        return self._call(lambda store: store.batch_fork(agent_id, count))
