@@ -58,7 +58,9 @@ def parse_cursor(cursor: str, query: msgspec.Struct, parts: Sequence[Callable[[A
     if not isinstance(fields, list) or len(fields) != len(parts) + 2 or fields[0] != _VERSION:
         raise InvalidArgumentError(_NO_CURSOR)
     if fields[1] != _hash(query):
-        raise InvalidArgumentError("this cursor belongs to a query with other filters or another order")
+        raise InvalidArgumentError(
+            "this cursor belongs to another query: one of another agent, with other filters or in another order"
+        )
     key = tuple(fields[2:])
     if not all(is_part(part) for part, is_part in zip(key, parts, strict=True)):
         raise InvalidArgumentError(_NO_CURSOR)

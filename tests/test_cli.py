@@ -915,6 +915,27 @@ def test_all_documents_but_the_damaged_ones() -> None:
         i for i in range(12_000) if i not in (3, 11_000)
     ]
     assert [line.partition(" of ")[0] for line in err.splitlines()] == ["document 'c/00003'", "document 'c/11000'"]
+    assert json.loads(out)["leftOut"] == ["document 'c/00003' of agent 'a'", "document 'c/11000' of agent 'a'"]
+
+
+def test_damaged_messages_are_named() -> None:
+    """A list of messages of many agents names those that it leaves out (QRY-9), as text and as JSON."""
+
+    async def save() -> None:
+        async with create_extended_store("sqlite:///damaged.db", durability="fast") as store:
+            await store.save_messages("a", [Message.user("one"), Message.user("two")])
+
+    asyncio.run(save())
+    with closing(sqlite3.connect("damaged.db")) as db:
+        db.execute("UPDATE kode_messages SET body = '7' WHERE position = 1")
+        db.commit()
+    out, err = kode("messages", "--role", "user", "--json", "--store", "sqlite:///damaged.db")
+    found = json.loads(out)
+    assert [message["position"] for message in found["messages"]] == [0]
+    assert found["leftOut"] == ["message 1 of agent 'a'"]
+    assert "message 1 of agent 'a' cannot be read; kode doctor says more" in err
+    out, err = kode("messages", "--role", "user", "--store", "sqlite:///damaged.db")
+    assert "one" in out and "message 1 of agent 'a' cannot be read" in err
 
 
 # --- Changing ---------------------------------------------------------------------------------------------------------

@@ -221,6 +221,8 @@ async def test_a_cursor_belongs_to_its_range(store: ExtendedStore) -> None:
         with pytest.raises(InvalidArgumentError, match="other filters"):
             await store.list_documents("a", collection, cursor=page.next_cursor, **options)  # type: ignore[arg-type]
     assert page.next_cursor is not None
+    with pytest.raises(InvalidArgumentError, match="one of another agent"):
+        await store.list_documents("b", "c", cursor=page.next_cursor)
     with pytest.raises(InvalidArgumentError, match="no cursor"):
         await store.list_documents("a", "c", cursor=page.next_cursor[:-2])
     assert (await store.list_documents("a", "c", limit=0)).next_cursor is None

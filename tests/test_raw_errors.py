@@ -315,7 +315,7 @@ async def test_forged_cursors(store: ExtendedStore) -> None:
             with pytest.raises(InvalidArgumentError, match="cursor"):
                 await getattr(store, method)(limit=1, cursor=cursor)
     page = await store.query_sessions(limit=1)
-    with pytest.raises(InvalidArgumentError, match="belongs to a query with other filters"):
+    with pytest.raises(InvalidArgumentError, match="belongs to another query"):
         await store.query_sessions(limit=1, cursor=page.next_cursor, order="asc")
 
 

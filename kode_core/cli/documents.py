@@ -18,7 +18,7 @@ from kode_core.cli.options import (
     given,
     paging_option,
 )
-from kode_core.cli.output import one_line, print_json, print_note, printed, utc
+from kode_core.cli.output import one_line, printed, utc
 from kode_core.cli.queries import report, run
 from kode_core.cli.tables import table
 from kode_core.errors import InvalidArgumentError
@@ -61,12 +61,7 @@ def documents(
         raise InvalidArgumentError("--all lists every document: leave --limit and --cursor out")
     filters = given(prefix=prefix, start=start, stop=stop, reverse=reverse, limit=limit, cursor=cursor)
     page = run(_fetch(store, agent, collection, filters, everything))
-    for name in page.left_out:
-        print_note(f"{name} cannot be read; kode doctor says more")
-    if as_json:
-        print_json({"documents": [_plain(document) for document in page], "nextCursor": page.next_cursor})
-    else:
-        report(page, "document", "documents", as_json, _table, "--all, --limit or --cursor")
+    report(page, "document", "documents", as_json, _table, "--all, --limit or --cursor", plain=_plain)
 
 
 async def _fetch(

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import typer
 from rich.console import RenderableType
 
-from kode_core.cli.output import count, print_json, print_note, show
+from kode_core.cli.output import count, print_json, print_note, show, wire
 from kode_core.query import Page
 
 __all__ = ["fetch", "report", "run"]
@@ -50,13 +50,18 @@ def report(
     as_json: bool,
     draw: Callable[[Page[T]], RenderableType],
     following: str = "--all, --limit or --offset",
+    plain: Callable[[T], Any] = wire,
 ) -> None:
     """Print a page: as JSON under *key*, or drawn as a table with a note of the number of results.
 
-    *following* names the options that lead to the rest.
+    Records that could not be read are named on stderr, and in the JSON as ``leftOut``. *following* names the options
+    that lead to the rest, and *plain* makes a result plain JSON.
     """
+    for name in page.left_out:
+        print_note(f"{name} cannot be read; kode doctor says more")
     if as_json:
-        print_json({key: page, "nextCursor": page.next_cursor})
+        left_out = {"leftOut": page.left_out} if page.left_out else {}
+        print_json({key: [plain(record) for record in page], "nextCursor": page.next_cursor, **left_out})
         return
     if page:
         show(draw(page))

@@ -134,13 +134,13 @@ class DocRange(msgspec.Struct, frozen=True):
         """The range as an engine gets it."""
         return DocSpan(start=self.start, stop=self.stop, descending=self.descending, limit=limit, bodies=bodies)
 
-    def at(self, cursor: Any) -> DocRange:
-        """The rest of the range from a cursor on."""
+    def at(self, agent_id: str, cursor: Any) -> DocRange:
+        """The rest of the range from a cursor of the agent's on."""
         if cursor is None:
             return self
         if type(cursor) is not str:
             raise InvalidArgumentError(f"cursor must be a str, got {type(cursor).__name__}")
-        return self.rest(parse_cursor(cursor, self, (self._is_key,))[0])
+        return self.rest(parse_cursor(cursor, _Listing(agent_id, self), (self._is_key,))[0])
 
     def rest(self, key: str) -> DocRange:
         """The rest of the range: from *key* on, or below *key* in descending order."""
@@ -155,6 +155,13 @@ class DocRange(msgspec.Struct, frozen=True):
             return bool(check_document_key(key[len(self.collection) + 1 :]))
         except InvalidArgumentError:
             return False
+
+
+class _Listing(msgspec.Struct, frozen=True):
+    """The documents that a cursor leads through."""
+
+    agent_id: str
+    given: DocRange
 
 
 _EVERYTHING: Final = DocRange("", "", "~", False)
@@ -220,14 +227,15 @@ class Documents:
         most = checked_number(limit, "limit")
         if most is None or most > MAX_LIMIT:
             raise InvalidArgumentError(f"limit is from 0 to {MAX_LIMIT}, got {quoted(limit)}; follow next_cursor")
-        part = given.at(cursor)
+        part = given.at(agent_id, cursor)
         if not most or part.start >= part.stop:
             self.check_supported()
             return (), None
         found = await docs_in(self._context.engine, agent_id, part.span(most + 1, bodies=bodies))
         if len(found) <= most:
             return found, None
-        return found[:most], make_cursor(given, (found[most - 1 if given.descending else most].key,))
+        key = found[most - 1 if given.descending else most].key
+        return found[:most], make_cursor(_Listing(agent_id, given), (key,))
 
     async def stream(
         self, run: Callable[..., Awaitable[Any]], agent_id: str, given: DocRange

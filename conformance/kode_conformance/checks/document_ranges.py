@@ -159,6 +159,7 @@ async def wrong_ranges_are_refused(ctx: Context) -> None:
         for forged in (cursor[:-1], cursor[1:], cursor * 2, cursor[::-1], cursor.swapcase(), f"{cursor}é"):
             await ctx.raises(InvalidArgumentError, listing("a", "c", limit=3, cursor=forged), "a forged cursor")
         await ctx.raises(InvalidArgumentError, listing("a", "d", cursor=cursor), "the cursor of another collection")
+        await ctx.raises(InvalidArgumentError, listing("b", "c", cursor=cursor), "the cursor of another agent")
 
 
 @check("DOC-4", needs=_N, under=(_D.COMPANY, _D.CHANGES, _D.INSTANCES))
