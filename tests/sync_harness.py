@@ -8,17 +8,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from contextvars import Context, copy_context
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from kode_conformance.builtin import MemoryHarness
 from kode_conformance.harness import Deviation, Handle
 from kode_sqlite.testing.harness import SqliteHarness
 
-from kode_core import ExtendedStore, Store
+from kode_core import ExtendedStore, InvalidArgumentError, Store
 from kode_core.protocols import Lease
 from kode_core.store.locks import ENTERED
 from kode_core.sync import SyncAgentLock, SyncIterator, SyncLease, SyncStore, open_store
@@ -183,23 +183,36 @@ def _method(name: str, promised: Any) -> Any:
         return call
 
     def stream(self: Any, *args: Any, **kwargs: Any) -> Any:
-        found: list[SyncIterator[Any]] = [getattr(self.sync, name)(*args, **kwargs)]
-
-        async def items() -> AsyncIterator[Any]:
-            (sync,) = found
-            try:
-                while True:
-                    try:
-                        item = await in_thread(lambda: next(sync))
-                    except StopAsyncIteration:
-                        return
-                    yield item
-            finally:
-                await in_thread(sync.close)
-
-        return items()
+        return AsyncStream(getattr(self.sync, name)(*args, **kwargs))
 
     return stream
+
+
+class AsyncStream:
+    """A stream of a synchronous store. A step that is cancelled loses no item, and the next step goes on."""
+
+    def __init__(self, sync: SyncIterator[Any]) -> None:
+        self._sync = sync
+        self._left: list[Any] = []
+        self._is_busy = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._is_busy:  # threads may share a synchronous stream, tasks an asynchronous one may not
+            raise InvalidArgumentError("another anext is waiting on this stream")
+        if self._left:
+            return self._left.pop()
+        self._is_busy = True
+        try:
+            return await in_thread(lambda: next(self._sync), undo=self._left.append)
+        finally:
+            self._is_busy = False
+
+    async def aclose(self) -> None:
+        self._left.clear()
+        await in_thread(self._sync.close)
 
 
 class AsyncAgain:
