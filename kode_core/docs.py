@@ -9,7 +9,7 @@ import msgspec
 
 from kode_core.codec import Body
 
-__all__ = ["ABSENT_DOC", "FORKED_DOCS", "Doc", "DocKind", "DocSpan", "DocWrite"]
+__all__ = ["ABSENT_DOC", "CORE_KEYS", "FORKED_DOCS", "Doc", "DocKind", "DocSpan", "DocWrite"]
 
 
 class DocKind(StrEnum):
@@ -22,13 +22,24 @@ class DocKind(StrEnum):
     MEDIA = "media"
     SNAPSHOTS = "snapshots"
     DOCUMENTS = "documents"
-    """Documents of the caller's own: read by key and in ranges of keys, see :class:`kode_core.engine.RangesDocs`."""
+    """Documents of the caller's own: read by key and in ranges of keys, see :class:`kode_core.engine.RangesDocs`.
+
+    Those with keys from ``CORE_KEYS`` on belong to the core.
+    """
     LAYER = "layer"
     """Belongs to a layer, never to a caller: reads, counts and forks leave these documents out."""
 
 
 FORKED_DOCS: Final = (DocKind.TODOS, DocKind.MEDIA, DocKind.SNAPSHOTS)
 """The kinds of documents that an engine's ``fork`` copies, besides info, messages and tool calls (FORK-1)."""
+
+
+CORE_KEYS: Final = "~"
+"""The keys of the kind ``DOCUMENTS`` from this one on, up to U+007F, belong to the core, as the keys of messages do.
+
+No collection of a caller begins with this character. Counts of the caller's documents leave these keys out; everything
+else treats them as documents.
+"""
 
 
 class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -15,6 +15,7 @@ from typing import Final, Protocol, cast
 from msgspec.structs import replace
 
 from kode_core.batch import (
+    CORE_KEYS,
     AgentSummary,
     Applied,
     Batch,
@@ -362,7 +363,7 @@ class AgentState:
             total_messages=len(self.lists[ListKind.MESSAGES].rows),
             total_tool_calls=len(calls),
             total_snapshots=sum(kind == DocKind.SNAPSHOTS for kind, _ in self.docs),
-            total_documents=len(self._keys),
+            total_documents=bisect_left(self._keys, CORE_KEYS),
             tool_calls_by_name=dict(Counter(call.tool_name for call in calls)),
             tool_calls_by_state=dict(Counter(call.state for call in calls)),
         )
