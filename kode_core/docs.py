@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from kode_core.codec import Body
 
-__all__ = ["ABSENT_DOC", "CORE_KEYS", "FORKED_DOCS", "Doc", "DocKind", "DocSpan", "DocWrite"]
+__all__ = ["ABSENT_DOC", "CORE_KEYS", "FORKED_DOCS", "Doc", "DocKind", "DocSpan", "DocWrite", "placed_docs"]
 
 
 class DocKind(StrEnum):
@@ -47,7 +49,7 @@ class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Doc(_Value, frozen=True):
-    """A document; ``time``, in milliseconds, orders the documents of one kind."""
+    """A document; ``time``, in milliseconds, orders the documents of one kind. The core's have a position instead."""
 
     key: str
     time: int
@@ -65,12 +67,29 @@ class DocWrite(_Value, frozen=True):
         expect: precondition: the stored document has the digest of this body, or does not exist for ``ABSENT_DOC``;
             None accepts any. It refers to the state before the batch. Only documents of the kind ``DOCUMENTS`` have
             one.
+        at: the time of the document becomes the position of this one among the messages that the batch appends; see
+            :func:`placed_docs`. Only documents of the core have it.
     """
 
     kind: DocKind
     key: str
     doc: Doc | None
     expect: Body | None = None
+    at: int | None = None
+
+
+def placed_docs(docs: Sequence[DocWrite], kept: int) -> tuple[DocWrite, ...]:
+    """The writes of a batch with the positions that they ask for; its first appended message is at position *kept*.
+
+    An engine calls it in the atomic step of the write, with ``ListHead.kept``.
+    """
+
+    def placed(write: DocWrite) -> DocWrite:
+        if write.at is None or write.doc is None:
+            return write
+        return replace(write, doc=replace(write.doc, time=kept + write.at), at=None)
+
+    return tuple(map(placed, docs))
 
 
 class DocSpan(_Value, frozen=True, kw_only=True):

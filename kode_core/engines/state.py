@@ -35,6 +35,7 @@ from kode_core.batch import (
     Refused,
     Row,
     ToolCallIndex,
+    placed_docs,
 )
 from kode_core.codec import Body
 from kode_core.model import CHANNELS
@@ -275,6 +276,9 @@ class AgentState:
 
         It demands no documents any more: a file that repeats it would find its own.
         """
+        if batch.messages is not None:
+            kept = self.lists[ListKind.MESSAGES].head.kept(batch.messages)
+            batch = replace(batch, docs=placed_docs(batch.docs, kept))
         if batch.demanded_docs:
             batch = replace(batch, docs=tuple(replace(write, expect=None) for write in batch.docs))
         if batch.is_touching and batch.now <= self.updated_at:

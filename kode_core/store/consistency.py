@@ -353,16 +353,17 @@ class _Agent:
                 return
             for doc in docs:
                 name = key_name if doc.key.startswith(CORE_KEYS) else name_of
-                what, fits = name(self._agent_id, doc.key), partial(self._is_document, doc.key)
+                what, fits = name(self._agent_id, doc.key), partial(self._is_document, doc)
                 problem = await self._unsound(decode_in_slices, StoredDocument, doc.body, what, fits)
                 if problem:
                     yield self._issue("corrupt_record", problem)
                 await asyncio.sleep(0)
 
-    async def _is_document(self, engine_key: str, stored: StoredDocument) -> bool:
-        if engine_key.startswith(CORE_KEYS):
-            return check_key_document(self._agent_id, engine_key, stored)
-        return is_engine_key(engine_key)
+    async def _is_document(self, doc: Doc, _: StoredDocument) -> bool:
+        if doc.key.startswith(CORE_KEYS):
+            check_key_document(self._agent_id, doc)
+            return True
+        return is_engine_key(doc.key)
 
     async def _events(self) -> AsyncIterator[ConsistencyIssue]:
         after, size = 0, PageSize()

@@ -1,8 +1,8 @@
 """Append messages once: each has a key of the caller's, and a key that the agent has seen stores nothing (MSG-12).
 
-The keys are documents of the core (``CORE_KEYS``), each with the position of its message. One commit writes messages
-and keys. It demands that no key exists yet, and that the agent is as its summary says, so that the positions are exact.
-A call of new keys reads only the summary; the keys are read once the engine has found one of them.
+The keys are documents of the core (``CORE_KEYS``), whose time is the position of their message. One commit writes the
+messages and the keys; it demands that no such key exists, and the engine adds the positions. So a call of new keys
+reads nothing, and waits for no other writer. The keys are read once the engine has found one of them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from kode_core.authoring.parallel import each
-from kode_core.batch import ABSENT_DOC, CORE_KEYS, Applied, Doc, DocKind, DocWrite, Fence, ListKind
+from kode_core.batch import ABSENT_DOC, CORE_KEYS, Applied, Doc, DocKind, DocWrite, Fence
+from kode_core.codec import Body
 from kode_core.engine import check_documents
-from kode_core.errors import CorruptRecordError, InvalidArgumentError, StoreBusyError
+from kode_core.errors import CorruptRecordError, InvalidArgumentError, OutcomeUnknownError, StoreBusyError
 from kode_core.ids import check_document_key
 from kode_core.jsonvalue import type_name
 from kode_core.large import decode_in_slices, write_body
@@ -22,14 +23,13 @@ from kode_core.model import AppendedMessage, Message
 from kode_core.model.documents import StoredDocument
 from kode_core.pace import Pace
 from kode_core.store.context import Context
-from kode_core.store.rows import INT64, check_class
-from kode_core.store.versions import head_of
+from kode_core.store.rows import check_class
 from kode_core.store.writer import Writer, until_written
 
 __all__ = ["KeyedAppends", "check_key_document", "key_name"]
 
 _BEFORE_KEY: Final = f"{CORE_KEYS}messages/"
-_KEY_CONFLICTS: Final = 50
+_CONFLICTS: Final = 50
 _AT_ONCE: Final = 500
 """How many keys are read before the event loop is given way."""
 
@@ -47,58 +47,57 @@ class KeyedAppends:
         """Append the messages with new keys; returns for each key the position of its message."""
         check_documents(self._context.engine)
         given = await _checked(messages)
-        conflicts = 0
+        nonce = StoredDocument(value=None, nonce=secrets.token_hex(8))
+        body = await write_body(StoredDocument, nonce, "message key", Pace())
 
-        async def attempt(_: int) -> dict[str, AppendedMessage] | None:
-            nonlocal conflicts
-            summary = await self._context.engine.summary(agent_id)
-            found = await self._found(agent_id, given) if conflicts else {}
-            new = {key: message for key, message in given.items() if key not in found}
+        async def attempt(conflicts: int) -> dict[str, AppendedMessage] | None:
+            known = await self._stored(agent_id, given) if conflicts else {}
+            placed = {key: AppendedMessage(doc.time, False) for key, doc in known.items()}
+            new = [key for key in given if key not in known]
             if not new:
                 await self._writer.check_held(agent_id, fence)
-                return found
-            start = head_of(summary, ListKind.MESSAGES).count
-            docs = await self._docs(new, start)
-            outcome = await self._writer.append_at(agent_id, tuple(new.values()), docs, summary, fence)
+                return placed
+            docs = [*_new_keys(new, body), *_still(known)]
+            outcome = await self._writer.append(agent_id, [given[key] for key in new], tuple(docs), fence)
             if isinstance(outcome, Applied):
-                return found | {key: AppendedMessage(i, True) for i, key in enumerate(new, start)}
-            conflicts += outcome.by == "docs"
-            if conflicts > _KEY_CONFLICTS:  # the engine reads others than it compares
+                return placed | await self._placed(agent_id, new, outcome)
+            if conflicts >= _CONFLICTS:  # the engine reads others than it compares
                 raise StoreBusyError(f"agent {agent_id!r}: its keys of messages kept changing; nothing was written")
             return None
 
         async with self._writer.in_turn(agent_id):
-            placed = await until_written(attempt)
-        return [placed[key] for key in given]
+            found = await until_written(attempt)
+        return [found[key] for key in given]
 
-    async def _docs(self, keys: Iterable[str], start: int) -> tuple[DocWrite, ...]:
-        """The documents of new keys, whose messages follow each other from position *start* on."""
-        now, nonce, pace, writes = self._context.now(), secrets.token_hex(8), Pace(), []
-        for position, key in enumerate(keys, start):
-            body = await write_body(StoredDocument, StoredDocument(value=position, nonce=nonce), "message key", pace)
-            name = _BEFORE_KEY + key
-            writes.append(DocWrite(DocKind.DOCUMENTS, name, Doc(name, now, body), ABSENT_DOC))
-            await pace.yield_to_loop()
-        return tuple(writes)
+    async def _placed(self, agent_id: str, keys: list[str], outcome: Applied) -> dict[str, AppendedMessage]:
+        """The positions of keys that were written, in order."""
+        head = outcome.messages
+        if head.version:
+            return {key: AppendedMessage(i, True) for i, key in enumerate(keys, head.count - len(keys))}
+        stored = await self._stored(agent_id, keys)  # an earlier attempt wrote them
+        if len(stored) < len(keys):
+            raise OutcomeUnknownError(f"the messages were appended, and agent {agent_id!r} was deleted since")
+        return {key: AppendedMessage(doc.time, True) for key, doc in stored.items()}
 
-    async def _found(self, agent_id: str, keys: Iterable[str]) -> dict[str, AppendedMessage]:
-        """The keys that the agent has seen, with the positions of their messages."""
+    async def _stored(self, agent_id: str, keys: Iterable[str]) -> dict[str, Doc]:
+        """The documents of those keys that the agent has seen."""
         engine, pace = self._context.engine, Pace()
 
-        async def position(key: str) -> int | None:
+        async def stored(key: str) -> Doc | None:
             name = _BEFORE_KEY + key
             for doc in await engine.docs(agent_id, DocKind.DOCUMENTS, name):
                 if doc.key != name:
                     raise CorruptRecordError(key_name(agent_id, name), "another document stands in its place")
-                what = key_name(agent_id, name)
-                return _position(what, await decode_in_slices(StoredDocument, doc.body, what, pace))
+                await decode_in_slices(StoredDocument, doc.body, key_name(agent_id, name), pace)
+                check_key_document(agent_id, doc)
+                return doc
             return None
 
-        wanted, found = tuple(keys), dict[str, AppendedMessage]()
+        wanted, found = tuple(keys), dict[str, Doc]()
         for first in range(0, len(wanted), _AT_ONCE):
             some = wanted[first : first + _AT_ONCE]
-            places = zip(some, await each(position, some), strict=True)
-            found.update({key: AppendedMessage(place, False) for key, place in places if place is not None})
+            docs = zip(some, await each(stored, some), strict=True)
+            found.update({key: doc for key, doc in docs if doc is not None})
             await pace.yield_to_loop()
         return found
 
@@ -116,24 +115,33 @@ async def _checked(messages: Any) -> dict[str, Message]:
     return given
 
 
+def _new_keys(keys: Iterable[str], body: Body) -> Iterable[DocWrite]:
+    """The writes of keys that must be new, whose messages are appended in their order."""
+    for at, key in enumerate(keys):
+        name = _BEFORE_KEY + key
+        yield DocWrite(DocKind.DOCUMENTS, name, Doc(name, 0, body), ABSENT_DOC, at)
+
+
+def _still(known: Mapping[str, Doc]) -> Iterable[DocWrite]:
+    """The demand that the agent was not deleted since these keys were read: one is stored as it is."""
+    for doc in known.values():
+        yield DocWrite(DocKind.DOCUMENTS, doc.key, doc, Body("", doc.body.digest))
+        return
+
+
 def key_name(agent_id: str, engine_key: str) -> str:
     """The name of a key in errors."""
     return f"message key {engine_key.removeprefix(_BEFORE_KEY)!r:.80} of agent {agent_id!r}"
 
 
-def check_key_document(agent_id: str, engine_key: str, stored: StoredDocument) -> bool:
-    """Whether a document of the core may be stored under this key of an engine.
-
-    Raises:
-        CorruptRecordError: it names no position.
-        InvalidArgumentError: it is under no key that a message may have.
-    """
-    _position(key_name(agent_id, engine_key), stored)
-    return engine_key.startswith(_BEFORE_KEY) and bool(check_document_key(engine_key.removeprefix(_BEFORE_KEY)))
-
-
-def _position(what: str, stored: StoredDocument) -> int:
-    position = stored.value
-    if type(position) is not int or position < 0 or position not in INT64:
-        raise CorruptRecordError(what, "its value is no position of a message")
-    return position
+def check_key_document(agent_id: str, doc: Doc) -> None:
+    """Raise CorruptRecordError for a document of the core that is not the key of a message."""
+    name = key_name(agent_id, doc.key)
+    if type(doc.time) is not int or doc.time < 0:
+        raise CorruptRecordError(name, "it says no position of a message")
+    if not doc.key.startswith(_BEFORE_KEY):
+        raise CorruptRecordError(name, "the core has no such documents")
+    try:
+        check_document_key(doc.key.removeprefix(_BEFORE_KEY), "message key")
+    except InvalidArgumentError as exc:
+        raise CorruptRecordError(name, f"it is under no key that a message may have: {exc}") from None

@@ -28,7 +28,7 @@ from kode_core.store.list_memory import ListMemory
 from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS
-from kode_core.store.versions import check_version, demanded_update, document_conflict, head_of, update_of
+from kode_core.store.versions import check_version, demanded_update, document_conflict, head_of
 
 __all__ = ["ListEdit", "ListHow", "PlannedEdit", "Rest", "TurnWrites", "Writer", "until_written"]
 
@@ -219,23 +219,13 @@ class Writer:
                 raise StoreBusyError(f"agent {agent_id!r}: its documents kept changing; nothing was written")
         return offsets_of(batch, outcome) if isinstance(outcome, Applied) else None
 
-    async def append_at(
-        self,
-        agent_id: str,
-        records: Sequence[Any],
-        docs: tuple[DocWrite, ...],
-        summary: AgentSummary | None,
-        fence: Fence | None,
+    async def append(
+        self, agent_id: str, records: Sequence[Any], docs: tuple[DocWrite, ...], fence: Fence | None
     ) -> Applied | Refused:
-        """Append messages, and write documents, if the agent is still as *summary* says; tries once.
-
-        A caller is in turn (:meth:`in_turn`).
-        """
+        """Append messages, and write documents, in one commit; tries once. A caller is in turn (:meth:`in_turn`)."""
         context, kind = self._context, ListKind.MESSAGES
         change = await Append.of(LISTS[kind], self._memory.get(agent_id, kind), records, context.now())
-        batch = context.batch(
-            agent_id, fence=fence, expect_updated_at=update_of(summary), docs=docs, messages=change.write
-        )
+        batch = context.batch(agent_id, fence=fence, docs=docs, messages=change.write)
         outcome = None
         try:
             outcome = await context.commit(batch)
