@@ -106,8 +106,12 @@ async def _checked(messages: Any) -> dict[str, Message]:
     """The messages of a call, because the caller's mapping may change meanwhile."""
     if not isinstance(messages, Mapping):
         raise InvalidArgumentError(f"messages must be a mapping of keys to messages, got {type_name(type(messages))}")
+    try:
+        taken = [(key, message) for key, message in messages.items()]
+    except Exception as exc:
+        raise InvalidArgumentError(f"messages cannot be read: its items() raised {type(exc).__name__}") from exc
     pace, given = Pace(), dict[str, Message]()
-    for key, message in tuple(messages.items()):
+    for key, message in taken:
         check_document_key(key, "message key")
         check_class(Message, message, f"messages[{key!r:.80}]")
         given[key] = message

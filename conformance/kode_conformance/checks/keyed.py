@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from kode_conformance.checks.costs import LONG, SHORT, Change, Talk, see_costs
 from kode_conformance.checks.damage import damaging
 from kode_conformance.checks.own_documents import is_key
 from kode_conformance.context import Context
@@ -277,3 +278,27 @@ async def a_damaged_key_is_named(ctx: Context) -> None:
     ctx.equal(issues, [("corrupt_record", "a")], "the issues with a damaged key")
     ctx.equal(await _append(store, _under(["k2"])), _at(["k2"], 1, is_new=True), "another key")
     ctx.equal(await _append(ctx.store, _under(["k1"])), _at(["k1"], 0, is_new=False), "the key without the damage")
+
+
+def _appended(*, known: bool) -> Change:
+    """Appends a message of a new key, and gives it together with a known one."""
+
+    def change(talk: Talk) -> Callable[[ExtendedStore], Awaitable[object]]:
+        new = talk.message()
+        messages = {talk.messages[-1].text[:80]: talk.message()} if known else {}
+        talk.messages.append(new)
+        return lambda store: store.append_messages_once(talk.agent_id, {**messages, new.text[:80]: new})
+
+    return change
+
+
+_CALLS: Final[Mapping[str, Change]] = {
+    "append_messages_once of a new key": _appended(known=False),
+    "append_messages_once of a known key and a new one": _appended(known=True),
+}
+
+
+@check("MSG-12", "MSG-5", needs=_N, under=(_D.COSTS, _D.ITEMS, _D.INSTANCES))
+async def an_append_under_keys_costs_what_it_contains(ctx: Context) -> None:
+    """A call costs the same however long the list is, with new keys and with known ones."""
+    await see_costs(ctx, (LONG[ctx.settings.tier], 500), (SHORT, 500), _CALLS)

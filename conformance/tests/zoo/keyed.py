@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -14,7 +15,8 @@ from msgspec.structs import replace
 
 from conformance.tests.zoo.base import OnJson, mutant
 from conformance.tests.zoo.witnesses import seen
-from kode_core.batch import ABSENT_DOC, CORE_KEYS, DocKind, DocSpan, DocWrite
+from kode_core.batch import ABSENT_DOC, CORE_KEYS, Doc, DocKind, DocSpan, DocWrite, ListKind
+from kode_core.codec import Body, digest
 from kode_core.engine import docs_in
 from kode_core.model import AppendedMessage, Message
 from kode_core.report import ConsistencyCheckResult
@@ -268,3 +270,33 @@ class ChecksNoKeys(EngineStore):
         found = await super().check_consistency(agent_id, **how)
         issues = tuple(issue for issue in found.issues if "message key" not in issue.message)
         return replace(found, issues=issues, consistent=not issues)
+
+
+async def _files_after(ctx: Context) -> object:
+    await ctx.store.save_messages("a", [samples.message(text=f"{i}" + "x" * 2000) for i in range(300)])
+    before = len(await ctx.harness.raw_dump(ctx.handle))
+    await (await ctx.another()).append_messages_once("a", _two())
+    return len(await ctx.harness.raw_dump(ctx.handle)) > before + 150_000
+
+
+@mutant(
+    "MSG-12",
+    killed_by="an_append_under_keys_costs_what_it_contains",
+    source="load, compare ids, save",
+    on=OnJson,
+    witness=_files_after,
+)
+class KeyedAppendsSaveTheList(EngineStore):
+    """Writes the whole list again after an append under keys."""
+
+    async def append_messages_once(
+        self, agent_id: str, messages: Mapping[str, Message], **how: Any
+    ) -> list[AppendedMessage]:
+        found = await super().append_messages_once(agent_id, messages, **how)
+        if any(place.is_new for place in found):
+            rows = await self._context.engine.rows(agent_id, ListKind.MESSAGES)
+            text = json.dumps([body.text for body, _ in rows.rows])
+            doc = Doc("copy", 0, Body(text, digest(text.encode())))
+            docs = (DocWrite(DocKind.LAYER, "copy", doc),)
+            await self._context.commit(self._context.batch(agent_id, docs=docs))
+        return found
