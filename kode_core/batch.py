@@ -23,12 +23,13 @@ import msgspec
 from msgspec.structs import replace
 
 from kode_core.codec import Body
-from kode_core.docs import ABSENT_DOC, FORKED_DOCS, Doc, DocKind, DocSpan, DocWrite
+from kode_core.docs import ABSENT_DOC, CORE_KEYS, FORKED_DOCS, Doc, DocKind, DocSpan, DocWrite, placed_docs
 from kode_core.errors import KodeError
 from kode_core.found import EngineIssue, Found, SessionRow, Totals
 
 __all__ = [
     "ABSENT_DOC",
+    "CORE_KEYS",
     "FORKED_DOCS",
     "AgentSummary",
     "Applied",
@@ -59,6 +60,7 @@ __all__ = [
     "ToolCallIndex",
     "Totals",
     "first_version",
+    "placed_docs",
     "with_bodies",
 ]
 

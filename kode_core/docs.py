@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from kode_core.codec import Body
 
-__all__ = ["ABSENT_DOC", "FORKED_DOCS", "Doc", "DocKind", "DocSpan", "DocWrite"]
+__all__ = ["ABSENT_DOC", "CORE_KEYS", "FORKED_DOCS", "Doc", "DocKind", "DocSpan", "DocWrite", "placed_docs"]
 
 
 class DocKind(StrEnum):
@@ -22,7 +24,10 @@ class DocKind(StrEnum):
     MEDIA = "media"
     SNAPSHOTS = "snapshots"
     DOCUMENTS = "documents"
-    """Documents of the caller's own: read by key and in ranges of keys, see :class:`kode_core.engine.RangesDocs`."""
+    """Documents of the caller's own: read by key and in ranges of keys, see :class:`kode_core.engine.RangesDocs`.
+
+    Those with keys from ``CORE_KEYS`` on belong to the core.
+    """
     LAYER = "layer"
     """Belongs to a layer, never to a caller: reads, counts and forks leave these documents out."""
 
@@ -31,12 +36,20 @@ FORKED_DOCS: Final = (DocKind.TODOS, DocKind.MEDIA, DocKind.SNAPSHOTS)
 """The kinds of documents that an engine's ``fork`` copies, besides info, messages and tool calls (FORK-1)."""
 
 
+CORE_KEYS: Final = "~"
+"""The keys of the kind ``DOCUMENTS`` from this one on, up to U+007F, belong to the core, as the keys of messages do.
+
+No collection of a caller begins with this character. Counts of the caller's documents leave these keys out; everything
+else treats them as documents.
+"""
+
+
 class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     pass
 
 
 class Doc(_Value, frozen=True):
-    """A document; ``time``, in milliseconds, orders the documents of one kind."""
+    """A document; ``time``, in milliseconds, orders the documents of one kind. The core's have a position instead."""
 
     key: str
     time: int
@@ -54,12 +67,29 @@ class DocWrite(_Value, frozen=True):
         expect: precondition: the stored document has the digest of this body, or does not exist for ``ABSENT_DOC``;
             None accepts any. It refers to the state before the batch. Only documents of the kind ``DOCUMENTS`` have
             one.
+        at: the time of the document becomes the position of this one among the messages that the batch appends; see
+            :func:`placed_docs`. Only documents of the core have it.
     """
 
     kind: DocKind
     key: str
     doc: Doc | None
     expect: Body | None = None
+    at: int | None = None
+
+
+def placed_docs(docs: Sequence[DocWrite], kept: int) -> tuple[DocWrite, ...]:
+    """The writes of a batch with the positions that they ask for; its first appended message is at position *kept*.
+
+    An engine calls it in the atomic step of the write, with ``ListHead.kept``.
+    """
+
+    def placed(write: DocWrite) -> DocWrite:
+        if write.at is None or write.doc is None:
+            return write
+        return replace(write, doc=replace(write.doc, time=kept + write.at), at=None)
+
+    return tuple(map(placed, docs))
 
 
 class DocSpan(_Value, frozen=True, kw_only=True):

@@ -284,6 +284,8 @@ async def test_an_engine_without_documents_serves_the_rest() -> None:
             store.list_documents("a", "c", limit=0),
             store.list_document_keys("a", "c"),
             store.save_turn("a", append=[Message.user("x")], documents=[PutDocument("c", "k", 1)]),
+            store.append_messages_once("a", {"k": Message.user("x")}),
+            store.append_messages_once("a", {}),
         ):
             with pytest.raises(UnsupportedError, match="keeps no documents"):
                 await call

@@ -8,7 +8,7 @@ import inspect
 import math
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -76,6 +76,19 @@ class Nameless:
         raise RuntimeError("must not be shown")
 
 
+class HostileMapping(Mapping[str, Any]):
+    """A mapping that cannot be read."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise RuntimeError("must not be read")
+
+    def __iter__(self) -> Iterator[str]:
+        raise RuntimeError("must not be read")
+
+    def __len__(self) -> int:
+        return 1
+
+
 def event() -> Timeline:
     """A sound event."""
     return Timeline(1, Bookmark(1, 1), AgentEvent("progress", "x", {}))
@@ -133,6 +146,11 @@ WRONG: Final[tuple[Callable[[], Any], ...]] = (
     lambda: [PutDocument(Hostile(), [], object(), 5)],  # type: ignore[arg-type]
     lambda: [PutDocument("c", "k", {1: Hostile()})],  # type: ignore[dict-item]
     lambda: [DeleteDocument("c", "k", Hostile())],  # type: ignore[arg-type]
+    lambda: {"k": Message("user", [Hostile()])},  # type: ignore[list-item]
+    lambda: {"k": Message.user("hi"), "\ud800": Message.user("hi")},
+    lambda: {Nameless(): Message.user("hi")},
+    lambda: {"k": Hostile()},
+    HostileMapping,
     lambda: RecoveredFile(path=5, content="x"),  # type: ignore[arg-type]
     lambda: RecoveredFile(path="p", content="x", mtime=math.nan),
     lambda: Snapshot(id=None),  # type: ignore[arg-type]
@@ -230,7 +248,9 @@ def calls(store: ExtendedStore) -> list[tuple[str, dict[str, Any], str]]:
             kind = name.partition("_")[2] if name != "delete_many" else "sessions"
             found += [(name, {}, filter_) for filter_ in FILTERS[kind]]
             continue
-        defaults = {"snapshot": TodoSnapshot() if name == "save_todos" else Snapshot(id="s")}
+        defaults: dict[str, Any] = {"snapshot": TodoSnapshot() if name == "save_todos" else Snapshot(id="s")}
+        if name == "append_messages_once":
+            defaults["messages"] = {"k": Message.user("hi")}
         for wrong in parameters:
             needed = {
                 parameter: defaults[parameter] if parameter in defaults else GIVEN[parameter]()

@@ -22,10 +22,10 @@ from tests.test_record_engine import OPTIONS, abandon, opened
 
 # --- Keys -------------------------------------------------------------------------------------------------------------
 
-COLLECTIONS = st.text("azAZ09._-", min_size=1, max_size=64) | st.sampled_from(["c", "c-", "c.", "c" * 64])
+COLLECTIONS = st.text("azAZ09._-", min_size=1, max_size=64) | st.sampled_from(["c", "c-", "c.", "c" * 64, "~messages"])
 KEYS = st.sampled_from(TRICKY_KEYS) | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100)
 OWN_KEYS = st.builds("{}/{}".format, COLLECTIONS, KEYS)
-ANY_TEXT = st.text("c/~! -é\0😀\ud800\udfff", max_size=600) | st.text(max_size=80)
+ANY_TEXT = st.text("c/~m{|}! -é\0😀\ud800\udfff\x7f", max_size=600) | st.text(max_size=80)
 LONGER = (st.builds("{}{}".format, stem, ANY_TEXT) for stem in (OWN_KEYS, COLLECTIONS))
 BOUNDS = st.one_of(OWN_KEYS, ANY_TEXT, *LONGER)
 
@@ -58,7 +58,7 @@ def test_bounds_may_be_any_texts(key: str, start: str, stop: str) -> None:
 @given(st.lists(OWN_KEYS, min_size=2, max_size=2, unique=True), st.booleans())
 def test_the_rest_of_a_range_begins_after_the_last_key(pair: list[str], descending: bool) -> None:
     one, other = sorted(pair, reverse=descending)
-    first, last = rest_of(own_keys(descending=descending), own_key(one))
+    first, last = rest_of(own_keys(stop="\x7f", descending=descending), own_key(one))
     assert first <= own_key(other) <= last
     assert not first <= own_key(one) <= last
 

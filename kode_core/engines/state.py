@@ -15,6 +15,7 @@ from typing import Final, Protocol, cast
 from msgspec.structs import replace
 
 from kode_core.batch import (
+    CORE_KEYS,
     AgentSummary,
     Applied,
     Batch,
@@ -34,6 +35,7 @@ from kode_core.batch import (
     Refused,
     Row,
     ToolCallIndex,
+    placed_docs,
 )
 from kode_core.codec import Body
 from kode_core.model import CHANNELS
@@ -274,6 +276,9 @@ class AgentState:
 
         It demands no documents any more: a file that repeats it would find its own.
         """
+        if batch.messages is not None:
+            kept = self.lists[ListKind.MESSAGES].head.kept(batch.messages)
+            batch = replace(batch, docs=placed_docs(batch.docs, kept))
         if batch.demanded_docs:
             batch = replace(batch, docs=tuple(replace(write, expect=None) for write in batch.docs))
         if batch.is_touching and batch.now <= self.updated_at:
@@ -362,7 +367,7 @@ class AgentState:
             total_messages=len(self.lists[ListKind.MESSAGES].rows),
             total_tool_calls=len(calls),
             total_snapshots=sum(kind == DocKind.SNAPSHOTS for kind, _ in self.docs),
-            total_documents=len(self._keys),
+            total_documents=bisect_left(self._keys, CORE_KEYS),
             tool_calls_by_name=dict(Counter(call.tool_name for call in calls)),
             tool_calls_by_state=dict(Counter(call.state for call in calls)),
         )

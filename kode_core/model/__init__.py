@@ -47,7 +47,7 @@ from kode_core.model.runtime import (
     ToolCallAuditEntry,
     ToolCallRecord,
 )
-from kode_core.model.stored import StoredEvent, StoredMessage, StoredToolCall
+from kode_core.model.stored import AppendedMessage, StoredEvent, StoredMessage, StoredToolCall
 
 __all__ = [
     "ABSENT",
@@ -55,6 +55,7 @@ __all__ = [
     "AgentChannel",
     "AgentEvent",
     "AgentInfo",
+    "AppendedMessage",
     "AudioBlock",
     "Bookmark",
     "CompressionConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from kode_core.model.base import Record, to_datetime
+from kode_core.model.base import Record, Shown, to_datetime
 from kode_core.model.runtime import Message, Timeline, ToolCallRecord
 
 
@@ -16,6 +16,18 @@ def _same_record(stored: Record, other: object, base: type[Record], added: Itera
     if isinstance(other, type(stored)):
         names = (*names, *added)
     return all(bool(getattr(stored, name) == getattr(other, name)) for name in names)
+
+
+class AppendedMessage(Shown, frozen=True):
+    """The place of a message that ``append_messages_once`` appended, in this call or an earlier one (MSG-12).
+
+    Attributes:
+        position: its index in the list when it was appended; edits of the list may have moved or removed it since.
+        is_new: True if this call appended it.
+    """
+
+    position: int
+    is_new: bool
 
 
 class StoredMessage(Message, frozen=True, kw_only=True, eq=False):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from kode_core.batch import DocKind, DocWrite
 from kode_core.ids import check_key
-from kode_core.model import AgentInfo, Json
+from kode_core.model import AgentInfo, AppendedMessage, Json, Message
 from kode_core.protocols import Lease
 from kode_core.query import Session
 from kode_core.store import rows
@@ -17,6 +18,9 @@ from kode_core.store.writer import Rest, TurnWrites
 __all__ = ["AgentMethods"]
 
 _Ids = list[str]  # the method ``list`` hides the builtin inside the class
+
+
+_Appended: TypeAlias = list[AppendedMessage]
 
 
 class AgentMethods(DocumentMethods):
@@ -45,6 +49,11 @@ class AgentMethods(DocumentMethods):
         fence: Lease | None = None,
     ) -> AgentInfo:
         return await self._fenced("update_info", agent_id, fence, self._sessions.update_info, metadata, remove)
+
+    async def append_messages_once(
+        self, agent_id: str, messages: Mapping[str, Message], *, fence: Lease | None = None
+    ) -> _Appended:
+        return await self._fenced("append_messages_once", agent_id, fence, self._keyed.append, messages)
 
     async def load_session(self, agent_id: str) -> Session | None:
         return await self._load("load_session", agent_id, self._sessions.load)

@@ -20,6 +20,7 @@ from kode_core.store.edits import MessageEdits
 from kode_core.store.emitting import Emitter
 from kode_core.store.events import EventAppender, EventReader
 from kode_core.store.forks import Forks
+from kode_core.store.keyed import KeyedAppends
 from kode_core.store.list_memory import ListMemory
 from kode_core.store.locks import Locks
 from kode_core.store.methods import METHODS
@@ -70,6 +71,7 @@ class StoreBase:
         self._edits = MessageEdits(context, self._reader, self._writer)
         self._documents = Documents(context, self._writer)
         self._sessions = Sessions(context, self._writer)
+        self._keyed = KeyedAppends(context, self._writer)
         self._forks = Forks(context, self._reader, memory, self._appender)
         self._deletions = Deletions(context, memory, self._appender, self._locks)
 

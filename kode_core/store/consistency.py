@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from kode_core.batch import (
+    CORE_KEYS,
     AgentSummary,
     Doc,
     DocSpan,
@@ -38,7 +39,8 @@ from kode_core.model.documents import StoredDocument
 from kode_core.pace import Pace
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue
 from kode_core.store.context import Context
-from kode_core.store.documents import DocPages, is_engine_key, name_of
+from kode_core.store.documents import WITH_CORE_KEYS, DocPages, is_engine_key, name_of
+from kode_core.store.keyed import check_key_document, key_name
 from kode_core.store.kinds import KINDS, Kind
 from kode_core.store.list_pages import PageSize, pages_of
 from kode_core.store.methods import METHODS
@@ -340,7 +342,7 @@ class _Agent:
         async def read(span: DocSpan) -> Sequence[Doc]:
             return await self._steps(docs_in, self._engine, self._agent_id, span)
 
-        pages = DocPages(read)
+        pages = DocPages(read, WITH_CORE_KEYS)
         while keeps_documents(self._engine):
             try:
                 docs = await pages.next()
@@ -350,13 +352,18 @@ class _Agent:
             if not docs:
                 return
             for doc in docs:
-                what = name_of(self._agent_id, doc.key)
-                problem = await self._unsound(decode_in_slices, StoredDocument, doc.body, what)
-                if not problem and not is_engine_key(doc.key):
-                    problem = f"{what}: {_MISFILED}"
+                name = key_name if doc.key.startswith(CORE_KEYS) else name_of
+                what, fits = name(self._agent_id, doc.key), partial(self._is_document, doc)
+                problem = await self._unsound(decode_in_slices, StoredDocument, doc.body, what, fits)
                 if problem:
                     yield self._issue("corrupt_record", problem)
                 await asyncio.sleep(0)
+
+    async def _is_document(self, doc: Doc, _: StoredDocument) -> bool:
+        if doc.key.startswith(CORE_KEYS):
+            check_key_document(self._agent_id, doc)
+            return True
+        return is_engine_key(doc.key)
 
     async def _events(self) -> AsyncIterator[ConsistencyIssue]:
         after, size = 0, PageSize()

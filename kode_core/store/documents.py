@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kode_core.batch import ABSENT_DOC, Doc, DocKind, DocSpan, DocWrite, Fence
+from kode_core.batch import ABSENT_DOC, CORE_KEYS, Doc, DocKind, DocSpan, DocWrite, Fence
 from kode_core.codec import Body
 from kode_core.cursors import make_cursor, parse_cursor
 from kode_core.engine import Engine, check_documents, docs_in, keeps_documents
@@ -34,6 +34,7 @@ from kode_core.store.steps import checked_flag
 from kode_core.store.writer import Rest, TurnWrites, Writer
 
 __all__ = [
+    "WITH_CORE_KEYS",
     "DocPages",
     "DocRange",
     "Documents",
@@ -164,8 +165,10 @@ class _Listing(msgspec.Struct, frozen=True):
     given: DocRange
 
 
-_EVERYTHING: Final = DocRange("", "", "~", False)
-"""All documents of an agent: no collection has the character ``~``."""
+_EVERYTHING: Final = DocRange("", "", CORE_KEYS, False)
+"""All documents of an agent but the core's."""
+WITH_CORE_KEYS: Final = DocRange("", "", "\x7f", False)
+"""All documents of an agent, the core's too."""
 
 
 class Documents:
@@ -257,7 +260,7 @@ class DocPages:
 
     Args:
         read: reads the documents of a span.
-        given: the range; all documents of an agent without it.
+        given: the range; all documents of the caller's without it.
         bodies: False to leave out the texts.
     """
 
@@ -289,7 +292,7 @@ class DocPages:
 
 
 async def stored_documents(engine: Engine, agent_id: str, *, bodies: bool = True) -> AsyncIterator[Doc]:
-    """All documents of an agent in their stored form; none if the engine keeps none."""
+    """All documents of the caller's in their stored form; none if the engine keeps none."""
     if keeps_documents(engine):
         pages = DocPages(partial(docs_in, engine, agent_id), bodies=bodies)
         while found := await pages.next():

@@ -13,7 +13,8 @@ _GROUPS: Final[dict[Group, str]] = {
         save_messages append_messages save_tool_call_records upsert_tool_call_records save_turn save_todos
         append_event append_events emit emit_many save_history_window save_compression_record save_recovered_file
         save_media_cache save_snapshot save_info batch_fork fork
-        pop_messages truncate_messages replace_message create_agent update_info put_document write_documents
+        pop_messages truncate_messages replace_message create_agent update_info append_messages_once
+        put_document write_documents
     """,
     "loads": """
         load_messages load_tool_call_records load_todos read_events follow_events last_bookmark

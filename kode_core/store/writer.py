@@ -219,6 +219,22 @@ class Writer:
                 raise StoreBusyError(f"agent {agent_id!r}: its documents kept changing; nothing was written")
         return offsets_of(batch, outcome) if isinstance(outcome, Applied) else None
 
+    async def append(
+        self, agent_id: str, records: Sequence[Any], docs: tuple[DocWrite, ...], fence: Fence | None
+    ) -> Applied | Refused:
+        """Append messages, and write documents, in one commit; tries once. A caller is in turn (:meth:`in_turn`)."""
+        context, kind = self._context, ListKind.MESSAGES
+        change = await Append.of(LISTS[kind], self._memory.get(agent_id, kind), records, context.now())
+        batch = context.batch(agent_id, fence=fence, docs=docs, messages=change.write)
+        outcome = None
+        try:
+            outcome = await context.commit(batch)
+        finally:
+            head = _head_after(outcome, kind)
+            if not isinstance(outcome, Refused):  # a refused append changed nothing
+                self._memory.put(agent_id, kind, change.remember(head) if head.version else None)
+        return outcome
+
     async def check_held(self, agent_id: str, fence: Fence | None) -> None:
         """Raise LockLostError for a lease that has ended; it refuses also a call without effect (LOCK-5)."""
         if fence is not None:

@@ -71,6 +71,7 @@ _VALUES: Final[Mapping[str, Callable[[str, int], Any]]] = {
 """A value for each parameter."""
 
 _OTHERS: Final[Mapping[tuple[str, str], Callable[[str, int], Any]]] = {
+    ("append_messages_once", "messages"): lambda agent_id, mark: {f"key {mark}": samples.message(mark)},
     ("save_todos", "snapshot"): _VALUES["todos"],
     ("emit_many", "events"): lambda agent_id, mark: [event.event for event in samples.events(2, mark)],
     ("delete_document", "key"): lambda agent_id, mark: "k",

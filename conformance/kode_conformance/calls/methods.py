@@ -17,7 +17,9 @@ PROTOCOL_METHODS: Final = tuple(
 )
 """All methods but the two that also work on a closed store."""
 
-DOCUMENT_METHODS: Final = frozenset(name for name in vars(DocumentStore) if not name.startswith("_"))
+DOCUMENT_METHODS: Final = frozenset(
+    {*(name for name in vars(DocumentStore) if not name.startswith("_")), "append_messages_once"}
+)
 """The methods that a store without documents of the caller's own refuses."""
 
 
@@ -29,6 +31,7 @@ class Call(NamedTuple):
 
 
 _SPECIAL: Final[Mapping[str, Mapping[str, Any]]] = {
+    "append_messages_once": {"messages": {}},
     "fork": {"snapshot_id": None, "documents": False},
     "truncate_messages": {"length": 0},
     "save_todos": {"snapshot": samples.todos()},

@@ -93,7 +93,7 @@ async def documents_killed_at_their_calls(ctx: Context) -> None:
     async with killer(ctx) as kills:
         for write in DOCUMENT_WRITES:
             await kill_at_points(ctx, kills, write, others=ctx.effort.kills // 2)
-        await kill_at_points(ctx, kills, DOCUMENT_WRITES[0], others=0, with_seed=False)
+        await kill_at_points(ctx, kills, DOCUMENT_WRITES[1], others=0, with_seed=False)
 
 
 @check(

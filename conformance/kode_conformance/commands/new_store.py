@@ -75,7 +75,10 @@ _ENGINE: Final = _Kind(
         ("agent_ids, stored_ids, find_sessions, find_rows, stats, totals", "INFO VER LIFE QRY"),
         ("acquire_lease, renew_lease, release_lease, fork, and the fence of commit", "LOCK FORK ID"),
         ("probes, inspect, backup", "OPS DUR"),
-        ("keeps_documents, docs_in, and the demands of documents in commit; remove DOCUMENTS from lacks", "DOC"),
+        (
+            "keeps_documents, docs_in, and the demands and places of documents in commit; remove DOCUMENTS from lacks",
+            "DOC",
+        ),
     ),
 )
 _PROTOCOL: Final = _Kind(

@@ -139,12 +139,18 @@ WRITES: Final[tuple[Write, ...]] = (
 )
 """Every kind of write to one agent that every store has."""
 
+
+async def _append_once(store: ExtendedStore, agent_id: str) -> None:
+    await store.append_messages_once(agent_id, {f"key {i}": samples.message(i) for i in (80, 81)})
+
+
 DOCUMENT_WRITES: Final[tuple[Write, ...]] = (
+    Write("append_messages_once", _append_once),
     Write("put_document", lambda store, agent_id: store.put_document(agent_id, "c", "new", "put")),
     Write("delete_document", lambda store, agent_id: store.delete_document(agent_id, "c", "seeded")),
     Write("write_documents", lambda store, agent_id: store.write_documents(agent_id, _CHANGED)),
 )
-"""The writes of documents of the caller's own."""
+"""The writes of stores that keep documents."""
 
 FORK: Final = Write("batch_fork", lambda store, agent_id: store.batch_fork(agent_id, FORKS))
 """The write that makes other agents."""

@@ -43,6 +43,18 @@ async def append_messages(store: ExtendedStore, agent_id: str, tag: str, count: 
         tell(tag=tag, n=i)
 
 
+async def append_once(store: ExtendedStore, agent_id: str, tag: str, count: int, gate: str) -> None:
+    """Wait for the gate, then append messages under keys that others have, too, two in a call."""
+    tell(ready=tag)
+    while not Path(gate).exists():
+        await asyncio.sleep(0.001)
+    for i in range(count):
+        pair = {f"k{n}": samples.message(text=f"k{n} by {tag}") for n in (i, i + 1)}
+        places = await store.append_messages_once(agent_id, pair)
+        new = [key for key, place in zip(pair, places, strict=True) if place.is_new]
+        tell(new=new, places={key: place.position for key, place in zip(pair, places, strict=True)})
+
+
 async def append_events(store: ExtendedStore, agent_id: str, start: int, count: int, at_once: int) -> None:
     """Append events, *at_once* at a time, and tell each offset."""
 
@@ -300,6 +312,7 @@ SCRIPTS: Final = {
     function.__name__: function
     for function in (
         append_messages,
+        append_once,
         append_events,
         replace_messages,
         write_turns,

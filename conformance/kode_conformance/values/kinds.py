@@ -97,9 +97,9 @@ def kinds() -> Mapping[type[Record], Kind]:
     }
 
 
-_ELSEWHERE: Final = frozenset({"create_agent", "replace_message", "read_messages"})
-"""Methods with checks of their own: they write a record only where there is none, or in the place of another, or give
-only what another method gives as well.
+_ELSEWHERE: Final = frozenset({"append_messages_once", "create_agent", "replace_message", "read_messages"})
+"""Methods with checks of their own: they write a record only where there is none, or under a key, or in the place of
+another, or give only what another method gives as well.
 """
 _STREAMS: Final = (AsyncIterator, EventStream)
 _LISTS: Final = (list, Sequence, Page, *_STREAMS)

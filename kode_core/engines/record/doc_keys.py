@@ -1,7 +1,8 @@
 """The keys of documents in the record engine.
 
 Documents of the caller's own stand in the order of their keys. Keys of items are ASCII, so the caller's key is escaped
-in a way that keeps the order of its UTF-8 bytes, which is the order of its code points.
+in a way that keeps the order of its UTF-8 bytes, which is the order of its code points. The core's documents follow
+them: "{" stands for "~", which no item's key has.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from hashlib import blake2b
 from typing import Final
 
-from kode_core.batch import DocKind
+from kode_core.batch import CORE_KEYS, DocKind
 from kode_core.engines.record.store import KeyRange
 from kode_core.ids import COLLECTION_CHARACTERS, MAX_COLLECTION_LENGTH, MAX_DOCUMENT_KEY_BYTES
 
@@ -18,6 +19,9 @@ __all__ = ["doc_key", "doc_keys", "escaped", "hashed", "own_key", "own_keys", "r
 
 _OWN: Final = "o/"
 _END: Final = "~"
+_CORE: Final = "{"
+"""Begins the core's collections: above all characters of a collection, and below the end."""
+_AFTER_CORE: Final = "\x7f"
 _LEAST: Final = "!"
 """No character of a key is below it."""
 _OTHERS: Final = re.compile(f"[^{COLLECTION_CHARACTERS}]")
@@ -56,13 +60,18 @@ def own_key(key: str) -> str:
     the keys of documents; a bound is cut where it is longer than any key.
     """
     collection, slash, rest = key.partition("/")
+    before = _OWN
+    if collection.startswith(CORE_KEYS):
+        before, collection = f"{_OWN}{_CORE}", collection.removeprefix(CORE_KEYS)
     other = _OTHERS.search(collection)
     if other is not None:  # this character decides: the rest makes no difference
-        return f"{_OWN}{collection[: other.start()]}{min(max(other[0], _LEAST), _END)}"
+        is_first = before == _OWN and not other.start()
+        highest = _CORE if is_first and other[0] < CORE_KEYS else _END
+        return f"{before}{collection[: other.start()]}{min(max(other[0], _LEAST), highest)}"
     if len(collection) > MAX_COLLECTION_LENGTH:
-        return f"{_OWN}{collection[: MAX_COLLECTION_LENGTH + 1]}"
+        return f"{before}{collection[: MAX_COLLECTION_LENGTH + 1]}"
     whole = rest.encode("utf-8", "surrogatepass")[: MAX_DOCUMENT_KEY_BYTES + 1]
-    return f"{_OWN}{collection}{slash}{escaped(whole)}"
+    return f"{before}{collection}{slash}{escaped(whole)}"
 
 
 def _before(key: str) -> str:
@@ -70,8 +79,8 @@ def _before(key: str) -> str:
     return f"{key[:-1]}{chr(ord(key[-1]) - 1)}{_END}"
 
 
-def own_keys(start: str = "", stop: str = _END, *, descending: bool = False, bodies: bool = True) -> KeyRange:
-    """Documents of the caller's own, from *start*, inclusive, to *stop*, exclusive."""
+def own_keys(start: str = "", stop: str = CORE_KEYS, *, descending: bool = False, bodies: bool = True) -> KeyRange:
+    """Documents of the kind ``DOCUMENTS``, the caller's by default, from *start*, inclusive, to *stop*, exclusive."""
     return KeyRange(first=own_key(start), last=_before(own_key(stop)), descending=descending, bodies=bodies)
 
 
@@ -93,5 +102,5 @@ def doc_keys(kind: DocKind, key: str | None = None, *, bodies: bool = True) -> K
         first = last = doc_key(kind, key)
         return KeyRange(first=first, last=last, bodies=bodies)
     if kind is DocKind.DOCUMENTS:
-        return own_keys(bodies=bodies)
+        return own_keys(stop=_AFTER_CORE, bodies=bodies)
     return KeyRange(first=f"d/{kind.value}/", last=f"d/{kind.value}/{_END}", bodies=bodies)

@@ -24,6 +24,7 @@ from kode_core.batch import (
     Row,
     ToolCallIndex,
     first_version,
+    placed_docs,
 )
 from kode_core.codec import Body
 from kode_core.engines.record.doc_keys import doc_key
@@ -133,9 +134,12 @@ class Plan:
         was_changed, self._is_changed = self._is_changed, batch.is_touching
         if batch.delete:
             self._delete()
+        docs = batch.docs
+        if batch.messages is not None:
+            docs = placed_docs(docs, self.head.messages.kept(batch.messages))
         for kind, write in batch.lists.items():
             self._write_list(kind, write)
-        for change in batch.docs:
+        for change in docs:
             self._write_doc(change)
         if batch.info is not None:
             self._write_info(batch.info)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from kode_core.model import AgentInfo, Json
+from kode_core.model import AgentInfo, AppendedMessage, Json, Message
 from kode_core.query import Session
 from kode_core.sync.locks import SyncLease
 from kode_core.sync.methods.document_store import DocumentStoreMethods
@@ -13,6 +13,7 @@ from kode_core.sync.methods.document_store import DocumentStoreMethods
 __all__ = ["AgentStoreMethods"]
 
 _Ids: TypeAlias = list[str]
+_Appended: TypeAlias = list[AppendedMessage]
 
 
 class AgentStoreMethods(DocumentStoreMethods):
@@ -63,6 +64,25 @@ class AgentStoreMethods(DocumentStoreMethods):
         """
         return self._call(
             lambda store: store.update_info(agent_id, metadata, remove=remove, fence=self._fence(agent_id, fence))
+        )
+
+    def append_messages_once(
+        self, agent_id: str, messages: Mapping[str, Message], *, fence: SyncLease | None = None
+    ) -> _Appended:
+        """Append, in their order and in one commit, the messages whose keys the agent has not seen yet (MSG-12).
+
+        A key is a text of the caller's, such as the ``Idempotency-Key`` of a request, and names one message: not
+        empty, at most 400 bytes in UTF-8, without U+0000 and lone surrogates. A known key stores nothing, whatever its
+        message is by now, so that a call can be repeated after any failure, ``OutcomeUnknownError`` included. Returns
+        for each key, in order, the position at which its message was appended, by this call or an earlier one; edits of
+        the list may have moved or removed it since. The agent remembers a key until it is deleted, also when the
+        message is edited, popped, or not in a list saved later. Forks have no keys.
+
+        Raises:
+            UnsupportedError: the backend keeps no documents, which the keys are.
+        """
+        return self._call(
+            lambda store: store.append_messages_once(agent_id, messages, fence=self._fence(agent_id, fence))
         )
 
     def delete_snapshot(self, agent_id: str, snapshot_id: str, *, fence: SyncLease | None = None) -> None:

@@ -92,7 +92,7 @@ class Forks:
             " SELECT c.agent_id, c.metadata::jsonb, c.digest, c.body::json FROM child c, parent p),"
             f" messages AS ({self._copy(t.messages, [c.name for c in ROWS[Part.MESSAGES][1:]])}),"
             f" tool_calls AS ({self._copy(t.tool_calls, [c.name for c in ROWS[Part.TOOL_CALLS][1:]])}),"
-            f" docs AS ({self._copy(t.docs, [c.name for c in ROWS[Part.DOCS][1:]])} WHERE r.kind = ANY ($4::text[]))"
+            f" docs AS ({self._copy(t.docs, [c.name for c in ROWS[Part.DOCS][2:]])} WHERE r.kind = ANY ($4::text[]))"
             f" SELECT (SELECT count(*) FROM heads), {NOW}, {sync}"
         )
 

@@ -87,6 +87,7 @@ ROWS: Final[dict[Part, tuple[Column, ...]]] = {
     Part.INFO: (Column("n", "bigint"), Column("metadata", "text"), *_BODY),
     Part.DOCS: (
         Column("n", "bigint"),
+        Column("place", "bigint"),
         Column("kind", "text"),
         Column("key_hash", "bytea"),
         Column("key", "text"),

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from kode_core.authoring.reading import MOST, check_head_numbers, list_rows
 from kode_core.batch import (
+    CORE_KEYS,
     AgentSummary,
     Doc,
     DocKind,
@@ -356,13 +357,14 @@ class Reads(Overview):
         found = await session.fetch(
             "SELECT NULL, NULL, a.message_count, (SELECT count(*) FROM"
             f" {t.docs} WHERE agent_id = $1 AND kind = $2), a.tool_call_count,"
-            f" (SELECT count(*) FROM {t.docs} WHERE agent_id = $1 AND {OWN_DOCS}),"
+            f" (SELECT count(*) FROM {t.docs} WHERE agent_id = $1 AND {OWN_DOCS} AND key < $3),"
             f" EXISTS (SELECT FROM {t.messages} WHERE agent_id = $1)"
             f" FROM (SELECT) one LEFT JOIN {t.agents} a ON a.agent_id = $1"
             f" UNION ALL SELECT tool_name, state, count(*), 0, 0, 0, false FROM {t.tool_calls} WHERE agent_id = $1"
             " GROUP BY tool_name, state",
             agent_id,
             DocKind.SNAPSHOTS.value,
+            CORE_KEYS,
         )
         by_name: dict[str, int] = {}
         by_state: dict[str, int] = {}

@@ -246,9 +246,12 @@ class WriteStatement:
 
     def _docs(self, rows: str) -> list[str]:
         """Write the documents; a row without a body removes its document."""
-        table = self._tables.docs
+        table, time = self._tables.docs, "r.time"
+        if Part.MESSAGES in self:
+            time = "coalesce(h.message_count - h.message_append + r.place, r.time)"
+        given = f"h.agent_id, r.kind, r.key_hash, r.key, {time} AS time, r.digest, r.body"
         return [
-            f"given AS MATERIALIZED (SELECT h.agent_id, r.* FROM {rows} JOIN head h ON h.n = r.n)",
+            f"given AS MATERIALIZED (SELECT {given} FROM {rows} JOIN head h ON h.n = r.n)",
             f"docs_gone AS (DELETE FROM {table} t USING given r WHERE r.body IS NULL"
             " AND (t.agent_id, t.kind, t.key_hash) = (r.agent_id, r.kind, r.key_hash))",
             f"docs AS (INSERT INTO {table} (agent_id, kind, key_hash, key, time, digest, body)"

@@ -10,6 +10,7 @@ from typing import Any, Final, LiteralString
 
 from kode_core.authoring.reading import check_head_numbers, list_rows
 from kode_core.batch import (
+    CORE_KEYS,
     AgentSummary,
     Doc,
     DocKind,
@@ -309,6 +310,7 @@ STATS: Final = (
     " GROUP BY tool_name, state"
 )
 COUNT_DOCS: Final = "SELECT count(*) FROM kode_docs WHERE agent_id = ? AND kind = ?"
+_COUNT_OWN_DOCS: Final = f"{COUNT_DOCS} AND key < ?"
 _HAS_MESSAGES: Final = "SELECT 1 FROM kode_messages WHERE agent_id = ? LIMIT 1"
 
 
@@ -336,12 +338,13 @@ def _stats(db: DB, agent_id: str) -> AgentStats:
     some = db.execute(_HAS_MESSAGES, (agent_id,)).fetchone()
     if some and not messages:
         raise CorruptRecordError(f"the messages of agent {agent_id!r}", "0 are counted, and there are more")
-    counts = [db.execute(COUNT_DOCS, (agent_id, kind)).fetchone()[0] for kind in (DocKind.SNAPSHOTS, DocKind.DOCUMENTS)]
+    (snapshots,) = db.execute(COUNT_DOCS, (agent_id, DocKind.SNAPSHOTS)).fetchone()
+    (documents,) = db.execute(_COUNT_OWN_DOCS, (agent_id, DocKind.DOCUMENTS, CORE_KEYS)).fetchone()
     return AgentStats(
         total_messages=messages,
         total_tool_calls=sum(by_name.values()),
-        total_snapshots=counts[0],
-        total_documents=counts[1],
+        total_snapshots=snapshots,
+        total_documents=documents,
         tool_calls_by_name=by_name,
         tool_calls_by_state=by_state,
     )

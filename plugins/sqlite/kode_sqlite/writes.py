@@ -23,6 +23,7 @@ from kode_core.batch import (
     Outcome,
     Refused,
     first_version,
+    placed_docs,
 )
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError, KodeError
@@ -110,7 +111,8 @@ class Transaction:
             self._write_head(batch.agent_id, after)
         if batch.info is not None:
             self._write_info(batch.agent_id, batch.info)
-        self._write_docs(batch.agent_id, batch.docs)
+        docs = batch.docs if batch.messages is None else placed_docs(batch.docs, head.messages.kept(batch.messages))
+        self._write_docs(batch.agent_id, docs)
         offsets = self._append(batch.agent_id, batch.events)
         return Applied(after.messages, after.tool_calls, offsets)
 
