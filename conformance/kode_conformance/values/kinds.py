@@ -97,7 +97,7 @@ def kinds() -> Mapping[type[Record], Kind]:
     }
 
 
-_ELSEWHERE: Final = frozenset({"create_agent", "replace_message", "read_messages"})
+_ELSEWHERE: Final = frozenset({"create_agent", "replace_message", "read_messages", "load_agent", "import_agent"})
 """Methods with checks of their own: they write a record only where there is none, or in the place of another, or give
 only what another method gives as well.
 """
