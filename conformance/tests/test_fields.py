@@ -79,8 +79,8 @@ def test_a_value_is_put_into_one_field(root: type[Record]) -> None:
 
 EDITS: Final = {
     *("delete", "delete_snapshot", "pop_messages", "truncate_messages", "replace_message"),
-    *("create_agent", "update_info", "emit", "emit_many", "put_document", "delete_document", "write_documents"),
-    "append_messages_once",
+    *("create_agent", "import_agent", "update_info", "emit", "emit_many", "append_messages_once"),
+    *("put_document", "delete_document", "write_documents"),
 }
 """Methods that remove or change records, write only for a new agent or under new keys, make their records themselves,
 or write values.

@@ -52,6 +52,7 @@ NOT_OF_THE_MODEL: Final = {
     **dict.fromkeys(("create_agent", "update_info"), "INFO-4 and INFO-5 have races of their own"),
     **dict.fromkeys(DOCUMENT_METHODS, "DOC-1 to DOC-4 have models of their own"),
     "append_messages_once": "MSG-12 has races of its own",
+    **dict.fromkeys(("load_agent", "import_agent"), "LIFE-7 and LIFE-8 compare agents as wholes"),
     "delete_snapshot": "SNAP-2 deletes each of several",
     **dict.fromkeys(("emit", "emit_many"), "EVT-8 emits from several stores; the store chooses the numbers"),
     "fork": "FORK-4 forks at every point",

@@ -48,6 +48,7 @@ from kode_core.model.runtime import (
     ToolCallRecord,
 )
 from kode_core.model.stored import AppendedMessage, StoredEvent, StoredMessage, StoredToolCall
+from kode_core.model.whole import AgentRecords
 
 __all__ = [
     "ABSENT",
@@ -55,6 +56,7 @@ __all__ = [
     "AgentChannel",
     "AgentEvent",
     "AgentInfo",
+    "AgentRecords",
     "AppendedMessage",
     "AudioBlock",
     "Bookmark",

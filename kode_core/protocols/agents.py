@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from kode_core.model import AgentInfo, AppendedMessage, Json, Message
+from kode_core.model import AgentInfo, AgentRecords, AppendedMessage, Json, Message
 from kode_core.protocols.documents import DocumentStore
 from kode_core.protocols.locks import Lease
 from kode_core.protocols.methods import to_be_implemented
@@ -116,5 +116,29 @@ class AgentStore(DocumentStore, Protocol):
 
         Raises:
             AgentNotFoundError: the agent has no info.
+        """
+        ...
+
+    async def load_agent(self, agent_id: str) -> AgentRecords | None:
+        """Everything that is stored for an agent, of every kind, as it was at one instant (LIFE-7).
+
+        The agent is held in memory. None if nothing is stored.
+
+        Raises:
+            CorruptRecordError: one of its records is damaged.
+            StoreBusyError: others kept writing to the agent meanwhile; hold its lock.
+        """
+        ...
+
+    async def import_agent(self, agent_id: str, records: AgentRecords, *, fence: Lease | None = None) -> None:
+        """Write one agent whole, in one piece, with the times and seqs that *records* has (LIFE-8).
+
+        *agent_id* may differ from ``records.agent_id``; the info gets it. Offsets of events, and versions, are new:
+        ``records.event_offsets``, the versions of documents and ``info.message_count`` are not used.
+
+        Raises:
+            ConflictError: something is stored under *agent_id*; nothing was written.
+            UnsupportedError: *records* has documents and the backend keeps none; nothing was written.
+            PayloadTooLargeError: the backend cannot write so much in one piece; nothing was written.
         """
         ...

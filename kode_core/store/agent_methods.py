@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from kode_core.batch import DocKind, DocWrite
 from kode_core.ids import check_key
-from kode_core.model import AgentInfo, AppendedMessage, Json, Message
+from kode_core.model import AgentInfo, AgentRecords, AppendedMessage, Json, Message
 from kode_core.protocols import Lease
 from kode_core.query import Session
 from kode_core.store import rows
@@ -84,3 +84,9 @@ class AgentMethods(DocumentMethods):
                 return await self._forks.fork_to(agent_id, cut, held)
 
         return await self._load("fork", agent_id, fork)
+
+    async def load_agent(self, agent_id: str) -> AgentRecords | None:
+        return await self._load("load_agent", agent_id, self._wholes.load)
+
+    async def import_agent(self, agent_id: str, records: AgentRecords, *, fence: Lease | None = None) -> None:
+        await self._fenced("import_agent", agent_id, fence, self._wholes.write, records)

@@ -27,6 +27,7 @@ from kode_core.store.methods import METHODS
 from kode_core.store.parts import Parts
 from kode_core.store.reader import Reader, Search
 from kode_core.store.sessions import Sessions
+from kode_core.store.whole import Wholes
 from kode_core.store.writer import Rest, TurnWrites, Writer
 
 __all__ = ["StoreBase"]
@@ -73,6 +74,7 @@ class StoreBase:
         self._sessions = Sessions(context, self._writer)
         self._keyed = KeyedAppends(context, self._writer)
         self._forks = Forks(context, self._reader, memory, self._appender)
+        self._wholes = Wholes(context, self._reader, self._writer, self._appender)
         self._deletions = Deletions(context, memory, self._appender, self._locks)
 
     def __repr__(self) -> str:

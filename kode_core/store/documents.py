@@ -30,6 +30,7 @@ from kode_core.store.context import Context
 from kode_core.store.methods import METHODS
 from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.parts import checked_number
+from kode_core.store.rows import INT64, records_of
 from kode_core.store.steps import checked_flag
 from kode_core.store.writer import Rest, TurnWrites, Writer
 
@@ -38,7 +39,9 @@ __all__ = [
     "DocPages",
     "DocRange",
     "Documents",
+    "decoded_document",
     "documents_of",
+    "imported_documents",
     "is_engine_key",
     "name_of",
     "stored_documents",
@@ -95,11 +98,32 @@ async def writes_of(documents: Sequence[DocumentWrite], now: int) -> tuple[DocWr
             raise InvalidArgumentError(f"document {key!r:.80} is written twice in one call")
         doc = None
         if type(given) is PutDocument:
-            stored = StoredDocument(value=given.value, nonce=secrets.token_hex(8))
-            doc = Doc(key, now, await write_body(StoredDocument, stored, f"document {key!r:.80}", pace))
+            doc = await _put(key, given.value, now, pace)
         writes[key] = DocWrite(DocKind.DOCUMENTS, key, doc, _expected(given.expect))
         await pace.yield_to_loop()
     return tuple(writes.values())
+
+
+async def imported_documents(documents: Any) -> tuple[DocWrite, ...]:
+    """The checked writes of documents of an agent that does not exist, at their own times."""
+    pace, writes = Pace(), dict[str, DocWrite]()
+    for i, given in enumerate(records_of(Document, documents, "records.documents")):
+        key = _key_of(given.collection, given.key)
+        if key in writes:
+            raise InvalidArgumentError(f"records.documents[{i}] has the key of another document: {key!r:.80}")
+        if type(given.updated_at) is not int or given.updated_at not in INT64:
+            raise InvalidArgumentError(f"records.documents[{i}].updated_at must be an integer of 64 bits")
+        # no document is replaced that another writer puts meanwhile
+        doc = await _put(key, given.value, given.updated_at, pace)
+        writes[key] = DocWrite(DocKind.DOCUMENTS, key, doc, ABSENT_DOC)
+        await pace.yield_to_loop()
+    return tuple(writes.values())
+
+
+async def _put(key: str, value: Any, time: int, pace: Pace) -> Doc:
+    """The stored form of a value, with a version of its own."""
+    stored = StoredDocument(value=value, nonce=secrets.token_hex(8))
+    return Doc(key, time, await write_body(StoredDocument, stored, f"document {key!r:.80}", pace))
 
 
 class DocRange(msgspec.Struct, frozen=True):
@@ -203,7 +227,7 @@ class Documents:
         for doc in await self._context.engine.docs(agent_id, DocKind.DOCUMENTS, engine_key):
             if doc.key != engine_key:
                 raise CorruptRecordError(name_of(agent_id, engine_key), "another document stands in its place")
-            return await _document(agent_id, doc, Pace())
+            return await decoded_document(agent_id, doc, Pace())
         return None
 
     async def page(self, agent_id: str, given: Sequence[Any], limit: Any, cursor: Any) -> Page[Document]:
@@ -213,7 +237,7 @@ class Documents:
         left_out = []
         for doc in found:
             try:
-                page.append(await _document(agent_id, doc, pace))
+                page.append(await decoded_document(agent_id, doc, pace))
             except CorruptRecordError as exc:
                 left_out.append(exc.record)
         page.left_out = tuple(left_out)
@@ -252,7 +276,7 @@ class Documents:
         while found := await pages.next():
             found.reverse()
             while found:  # a document is released as soon as the caller is done with it
-                yield await _document(agent_id, found.pop(), pace)
+                yield await decoded_document(agent_id, found.pop(), pace)
 
 
 class DocPages:
@@ -314,7 +338,8 @@ def is_engine_key(engine_key: str) -> bool:
         return False
 
 
-async def _document(agent_id: str, doc: Doc, pace: Pace) -> Document:
+async def decoded_document(agent_id: str, doc: Doc, pace: Pace) -> Document:
+    """The document with its version."""
     stored = await decode_in_slices(StoredDocument, doc.body, name_of(agent_id, doc.key), pace)
     collection, _, key = doc.key.partition("/")
     return Document(collection=collection, key=key, value=stored.value, version=_version_of(doc), updated_at=doc.time)

@@ -18,12 +18,11 @@ from kode_core.batch import (
     DocWrite,
     Fence,
     ListKind,
-    ListWrite,
     Refused,
 )
 from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError, StoreBusyError
 from kode_core.ids import check_agent_id, check_key, new_agent_id, quoted
-from kode_core.model import ABSENT, AgentInfo, Message, ToolUseBlock
+from kode_core.model import AgentInfo, Message, ToolUseBlock
 from kode_core.pace import Pace
 from kode_core.store.context import Context
 from kode_core.store.documents import stored_documents
@@ -32,9 +31,10 @@ from kode_core.store.kinds import SNAPSHOTS
 from kode_core.store.list_memory import ListMemory
 from kode_core.store.parts import checked_number
 from kode_core.store.reader import Reader, decoded_info
-from kode_core.store.rows import LISTS, info_of
+from kode_core.store.rows import info_of
 from kode_core.store.steps import checked_flag
 from kode_core.store.versions import version_of
+from kode_core.store.whole import check_unused, new_list, own_are_still, state_of
 
 __all__ = ["ForkCut", "Forks"]
 
@@ -115,39 +115,17 @@ class Forks:
             if summary is None or summary.info is None:
                 raise AgentNotFoundError(agent_id)
             copied = await self._copied(agent_id, summary, cut)
-            if copied is None or (cut.documents and not await self._are_still(agent_id, copied["docs"])):
+            if copied is None or (cut.documents and not await own_are_still(engine, agent_id, _own(copied["docs"]))):
                 continue  # these reads are of more than one instant
             if version_of(await engine.summary(agent_id)) != version_of(summary):
                 continue
-            await self._check_empty(cut.new_id)
+            await check_unused(engine, cut.new_id, "fork")
             batch = context.batch(cut.new_id, fence=fence, expect_updated_at=0, **copied)
             if isinstance(await context.commit(batch), Refused):
                 there = version_of(await engine.summary(cut.new_id))
                 raise ConflictError(cut.new_id, there, "it exists already; a fork replaces no agent")
             return cut.new_id
         raise StoreBusyError(f"agent {agent_id!r} kept changing while it was forked; nothing was written")
-
-    async def _check_empty(self, new_id: str) -> None:
-        """Raise ConflictError for an id that has events or documents: a fork overwrites and inherits nothing."""
-        engine = self._context.engine
-        if await engine.last_event(new_id) is not None:
-            raise ConflictError(new_id, ABSENT, "it has events, so that no fork can take its id")
-        for kind in DocKind:
-            if kind not in (DocKind.LAYER, DocKind.DOCUMENTS) and await engine.docs(new_id, kind):
-                raise ConflictError(new_id, ABSENT, f"it has {kind.value}, so that no fork can take its id")
-        async for _ in stored_documents(engine, new_id, bodies=False):
-            raise ConflictError(new_id, ABSENT, "it has documents, so that no fork can take its id")
-
-    async def _are_still(self, agent_id: str, writes: Sequence[DocWrite]) -> bool:
-        """Whether the caller's own documents that were read are all there are, with the versions that were read.
-
-        A version never comes back with another value, so that a document with one version in both readings had that
-        value in between, too.
-        """
-        read = [(write.key, write.doc) for write in writes if write.kind is DocKind.DOCUMENTS]
-        again = stored_documents(self._context.engine, agent_id, bodies=False)
-        now = [(doc.key, doc.body.digest) async for doc in again]
-        return now == [(key, doc.body.digest) for key, doc in read if doc is not None]
 
     async def _docs(self, agent_id: str) -> dict[DocKind, Sequence[Doc]] | None:
         """The documents that a fork copies, as they were when the last kind was read; None if others changed then.
@@ -157,7 +135,7 @@ class Forks:
         engine = self._context.engine
         found = {kind: await engine.docs(agent_id, kind) for kind in FORKED_DOCS}
         for kind in FORKED_DOCS[:-1]:
-            if _state(await engine.docs(agent_id, kind)) != _state(found[kind]):
+            if state_of(await engine.docs(agent_id, kind)) != state_of(found[kind]):
                 return None
         return found
 
@@ -180,8 +158,8 @@ class Forks:
             info = replace(info, last_sfp_index=min(info.last_sfp_index, len(messages) - 1), breakpoint=None)
         return {
             "info": await info_of(cut.new_id, info),
-            "messages": await self._list(ListKind.MESSAGES, messages, times),
-            "tool_calls": await self._list(ListKind.TOOL_CALLS, calls, []) if calls else None,
+            "messages": await new_list(ListKind.MESSAGES, messages, times, self._context.now()),
+            "tool_calls": await new_list(ListKind.TOOL_CALLS, calls, (), self._context.now()) if calls else None,
             "docs": (
                 *(DocWrite(kind, doc.key, doc) for kind, some in docs.items() for doc in some),
                 # no document is replaced that another writer puts under the fork's id meanwhile
@@ -214,15 +192,6 @@ class Forks:
         same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         return snapshot.messages, times[:same]
 
-    async def _list(self, kind: ListKind, records: Sequence[Any], times: Sequence[int]) -> ListWrite:
-        """The write of a new list; records without a time in *times* are as new as the fork."""
-        pace, now, rows = Pace(), max([self._context.now(), *times]), []
-        for i, record in enumerate(records):
-            one = (await LISTS[kind].row(i, record, now, pace)).row
-            rows.append(replace(one, created_at=times[i]) if i < len(times) else one)
-            await pace.yield_to_loop()
-        return ListWrite(expect=0, append=tuple(rows))
-
     async def delete(self, agent_id: str, fence: Fence | None) -> None:
         """Remove an agent.
 
@@ -236,8 +205,8 @@ class Forks:
             self._appender.deleted(agent_id)
 
 
-def _state(docs: Sequence[Doc]) -> list[tuple[str, int, bytes]]:
-    return [(doc.key, doc.time, doc.body.digest) for doc in docs]
+def _own(writes: Sequence[DocWrite]) -> list[Doc]:
+    return [write.doc for write in writes if write.kind is DocKind.DOCUMENTS and write.doc is not None]
 
 
 async def _child(agent_id: str, parent: AgentInfo, now: int, pace: Pace) -> Child:

@@ -14,12 +14,12 @@ _GROUPS: Final[dict[Group, str]] = {
         append_event append_events emit emit_many save_history_window save_compression_record save_recovered_file
         save_media_cache save_snapshot save_info batch_fork fork
         pop_messages truncate_messages replace_message create_agent update_info append_messages_once
-        put_document write_documents
+        put_document write_documents import_agent
     """,
     "loads": """
         load_messages load_tool_call_records load_todos read_events follow_events last_bookmark
         load_history_windows load_compression_records load_recovered_files load_media_cache load_snapshot
-        list_snapshots load_info exists read_messages load_session load_version
+        list_snapshots load_info exists read_messages load_session load_version load_agent
         load_document list_documents list_document_keys iter_documents
     """,
     "queries": "query_sessions query_messages query_tool_calls aggregate_stats list",

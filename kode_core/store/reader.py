@@ -100,8 +100,11 @@ class Reader:
 
     async def load_docs(self, agent_id: str, kind: Kind[R]) -> list[R]:
         """All records of a kind, in its order."""
-        docs = sorted(await self._context.engine.docs(agent_id, kind.kind), key=lambda doc: (doc.time, doc.key))
-        pace = Pace()
+        return await self.decoded_docs(agent_id, kind, await self._context.engine.docs(agent_id, kind.kind))
+
+    async def decoded_docs(self, agent_id: str, kind: Kind[R], docs: Sequence[Doc]) -> list[R]:
+        """The records of documents that were read, in the order of the kind."""
+        docs, pace = sorted(docs, key=lambda doc: (doc.time, doc.key)), Pace()
         found = [await decode_in_slices(kind.cls, doc.body, _label(agent_id, kind.kind, doc.key), pace) for doc in docs]
         return found if kind.order is None else sorted(found, key=kind.order)
 
@@ -119,7 +122,11 @@ class Reader:
 
     async def load_list_doc(self, agent_id: str, kind: Kind[R]) -> list[R]:
         """The records of a kind that has them in one document."""
-        for doc in await self._context.engine.docs(agent_id, kind.kind, ""):
+        return await self.decoded_list_doc(agent_id, kind, await self._context.engine.docs(agent_id, kind.kind, ""))
+
+    async def decoded_list_doc(self, agent_id: str, kind: Kind[R], docs: Sequence[Doc]) -> list[R]:
+        """The records of the one document, if it was found."""
+        for doc in docs:
             return await decode_list_in_slices(kind.cls, doc.body, f"the {kind.noun} of agent {agent_id!r}", Pace())
         return []
 

@@ -50,7 +50,7 @@ def int64(value: int, label: str, path: str) -> int:
     return value
 
 
-def records_of(cls: type[Record], records: Any, what: str) -> tuple[Any, ...]:
+def records_of(cls: type[msgspec.Struct], records: Any, what: str) -> tuple[Any, ...]:
     """The records of a call as a tuple, because the caller's list may change meanwhile."""
     if not isinstance(records, (list, tuple)):
         raise InvalidArgumentError(f"{what} must be a list of {cls.__name__}, got {type(records).__name__}")
@@ -61,7 +61,7 @@ def records_of(cls: type[Record], records: Any, what: str) -> tuple[Any, ...]:
     return taken
 
 
-def check_class(cls: type[Record], record: Any, what: str) -> None:
+def check_class(cls: type[msgspec.Struct], record: Any, what: str) -> None:
     """Raise InvalidArgumentError unless *record* is of the class, and of no subclass."""
     if is_of(cls, record):
         return

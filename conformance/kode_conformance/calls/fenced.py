@@ -79,6 +79,9 @@ _OTHERS: Final[Mapping[tuple[str, str], Callable[[str, int], Any]]] = {
 }
 """Parameters that have the name of another one."""
 
+_FIRST: Final = frozenset({"create_agent", "import_agent"})
+"""Methods that refuse an agent that exists, whatever the lease."""
+
 _EDITS: Final = frozenset(
     {"delete_document", "delete_snapshot", "pop_messages", "replace_message", "truncate_messages", "update_info"}
 )
@@ -93,8 +96,8 @@ def fenced_writes(agent_id: str, mark: int = 70, *, edits: bool = False) -> list
     """
     writes: list[FencedWrite] = []
     for method in FENCED_METHODS:
-        if method == "create_agent" or (method in _EDITS and not edits):
-            continue  # an agent that has an info is never created, whatever the lease
+        if method in _FIRST or (method in _EDITS and not edits):
+            continue
         if method in DOCUMENT_METHODS and not keeps_documents():
             continue
         parameters = inspect.signature(getattr(ExtendedStore, method)).parameters.values()

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from kode_conformance.harness import keeps_documents
 from kode_conformance.values import samples
+from kode_core.model import AgentRecords
 from kode_core.protocols import DocumentStore, ExtendedStore
 
 __all__ = ["DOCUMENT_METHODS", "PROTOCOL_METHODS", "Call", "calls_of", "drive", "takes"]
@@ -37,6 +38,7 @@ _SPECIAL: Final[Mapping[str, Mapping[str, Any]]] = {
     "save_todos": {"snapshot": samples.todos()},
     "save_media_cache": {"records": []},
     "delete_many": {"template_id": "x"},
+    "import_agent": {"records": AgentRecords(agent_id="x", todos=samples.todos())},
 }
 
 

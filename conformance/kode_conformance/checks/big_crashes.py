@@ -8,7 +8,7 @@ from typing import Final
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import in_time
-from kode_conformance.kills.bigwrites import BIG, BIG_FORK, DELETE_GROUP
+from kode_conformance.kills.bigwrites import BIG, BIG_FORK, BIG_IMPORT, DELETE_GROUP
 from kode_conformance.kills.points import kill_at_points, killer
 from kode_conformance.kills.series import kill_again_and_again, kill_delete_many, kill_forks
 from kode_conformance.kills.writes import Write
@@ -43,6 +43,16 @@ async def every_big_write_killed_midway(ctx: Context) -> None:
     inside the store, is done whole or not at all and is kept once acknowledged, and the agent can still be written.
     """
     await _kill(ctx, [write for write in BIG if write not in _OTHERS], points=ctx.effort.kills // 2)
+
+
+@check("LIFE-8", "DUR-3", "DUR-1", needs=_P | Capability.EXTENDED, tier=Tier.STANDARD, under=_UNDER)
+async def an_import_of_many_killed_midway(ctx: Context) -> None:
+    """An import of an agent with hundreds of records, killed at calls inside the store, is there whole or not at all
+    and is kept once acknowledged, and the agent can be written.
+    """
+    async with killer(ctx) as kills:
+        points = ctx.effort.kills // 2
+        await kill_at_points(ctx, kills, BIG_IMPORT, others=points // 2, with_seed=False, at_most=points)
 
 
 @check("FORK-3", "LIFE-5", "LIFE-3", needs=_P | Capability.EXTENDED, tier=Tier.STANDARD, under=_UNDER)

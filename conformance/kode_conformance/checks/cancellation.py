@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar, cast
 
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
-from kode_conformance.kills.writes import FORK, WRITES, Write, expected, forked, portrait, seed, write_on
+from kode_conformance.kills.writes import FORK, IMPORT, WRITES, Write, expected, forked, portrait, seed, write_on
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
@@ -80,12 +80,19 @@ async def a_write_cancelled_at_any_step(ctx: Context) -> None:
         await _cancel_at_each_step(ctx, other, write)
 
 
-async def _cancel_at_each_step(ctx: Context, other: ExtendedStore, write: Write) -> None:
-    wanted = await expected(ctx.store, write)
+@check("LIFE-8", "OPS-9", needs=_E, tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS, Dimension.INSTANCES))
+async def an_import_cancelled_at_any_step(ctx: Context) -> None:
+    """An import that is cancelled after each of its steps is there whole or not at all."""
+    await _cancel_at_each_step(ctx, await ctx.another(), IMPORT, with_seed=False)
+
+
+async def _cancel_at_each_step(ctx: Context, other: ExtendedStore, write: Write, *, with_seed: bool = True) -> None:
+    wanted = await expected(ctx.store, write, with_seed=with_seed)
     tasks = _Tasks()
     for steps in _steps():
         agent_id = f"{write.name}-{steps}"
-        await seed(ctx.store, agent_id)
+        if with_seed:
+            await seed(ctx.store, agent_id)
         is_done = not (await _cancelled(ctx, write.act(ctx.store, agent_id), steps)).cancelled()
         problem = wanted.problem(await portrait(ctx.store, agent_id), done=is_done)
         if problem is not None:

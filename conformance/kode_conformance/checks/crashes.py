@@ -11,7 +11,7 @@ from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
 from kode_conformance.kills.points import kill_at_points, kill_first_opens, kill_recoveries, killer
 from kode_conformance.kills.series import kill_forks
-from kode_conformance.kills.writes import DOCUMENT_WRITES, WRITES, write_named
+from kode_conformance.kills.writes import DOCUMENT_WRITES, IMPORT, WRITES, write_named
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
@@ -94,6 +94,18 @@ async def documents_killed_at_their_calls(ctx: Context) -> None:
         for write in DOCUMENT_WRITES:
             await kill_at_points(ctx, kills, write, others=ctx.effort.kills // 2)
         await kill_at_points(ctx, kills, DOCUMENT_WRITES[1], others=0, with_seed=False)
+
+
+@check(
+    *("LIFE-8", "DUR-3", "DUR-1"),
+    needs=Capability.PERSISTENT | Capability.EXTENDED,
+    tier=Tier.STANDARD,
+    under=(Dimension.CRASHES, Dimension.PROCESSES),
+)
+async def an_import_killed_at_its_calls(ctx: Context) -> None:
+    """An import, killed at each call that can matter, is there whole or not at all, and is kept once acknowledged."""
+    async with killer(ctx) as kills:
+        await kill_at_points(ctx, kills, IMPORT, others=ctx.effort.kills, with_seed=False)
 
 
 @check(

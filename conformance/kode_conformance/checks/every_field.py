@@ -24,7 +24,7 @@ def _twice(text: str) -> Any:
     return [text, {"k": text}]
 
 
-def _texts(texts: Sequence[str], inside: Callable[[str], Any] = _twice) -> Values:
+def text_values(texts: Sequence[str], inside: Callable[[str], Any] = _twice) -> Values:
     """Texts as they are, and in dicts as keys and *inside* their values."""
     keys = [text for text in texts if _is_key(text)]
 
@@ -53,10 +53,10 @@ async def every_text_in_every_field(ctx: Context) -> None:
     """A text that looks like something else comes back as the same text from every field, as a value and as a key, by
     every method, from every instance, from forks, and after the store was opened again.
     """
-    await come_back(ctx, _texts(LOOKALIKES), shares=True)
+    await come_back(ctx, text_values(LOOKALIKES), shares=True)
 
 
-def _numbers(field: Field) -> Sequence[Any]:
+def number_values(field: Field) -> Sequence[Any]:
     numbers: tuple[int | float, ...] = (*INTEGERS, *FRACTIONS)
     if field.holds in (Holds.JSON, Holds.DICT, Holds.SPREAD):
         numbers = (*numbers, 2**63, 2**64, 10**40, 10**22 + 1, 10**400)
@@ -77,7 +77,7 @@ async def every_number_in_every_field(ctx: Context) -> None:
     """Numbers and times at the edges of their types come back to the last bit, whole or fractional as they were, from
     every field, by every method, from every instance, from forks, and after the store was opened again.
     """
-    await come_back(ctx, _numbers)
+    await come_back(ctx, number_values)
 
 
 _SHORT: Final = 8_193
@@ -110,7 +110,7 @@ def _lengths(ctx: Context) -> Values:
             for i, length in enumerate(known)
             for form in (range(4) if length <= most else [field.number])
         ]
-        return _texts(list(dict.fromkeys(texts)), str)(field)
+        return text_values(list(dict.fromkeys(texts)), str)(field)
 
     return values
 
@@ -134,7 +134,7 @@ async def every_field_takes_long_texts(ctx: Context) -> None:
     def values(field: Field) -> Sequence[Any]:
         longest = [_of_length(length, field.number + i) for i, length in enumerate(long) if length < most]
         forms = [_of_length(min(_SHORT, most), form) for form in range(4)]
-        return _texts([*longest, *forms], str)(field) if _is_own(field) else ()
+        return text_values([*longest, *forms], str)(field) if _is_own(field) else ()
 
     await come_back(ctx, values, once=True)
 

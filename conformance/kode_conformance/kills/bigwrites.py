@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from kode_conformance.kills.writes import FORKS, Write, seed
+from kode_conformance.kills.writes import FORKS, Write, records_to_import, seed
 from kode_conformance.values import samples
 from kode_core.protocols import ExtendedStore
 
-__all__ = ["BIG", "BIG_FORK", "DELETE_GROUP", "GROUP", "MANY", "members", "seed_big", "seed_group"]
+__all__ = ["BIG", "BIG_FORK", "BIG_IMPORT", "DELETE_GROUP", "GROUP", "MANY", "members", "seed_big", "seed_group"]
 
 MANY: Final = 300
 """More than every usual batch."""
@@ -93,6 +93,11 @@ BIG_FORK: Final = Write("batch_fork of much", lambda store, agent_id: store.batc
 
 DELETE_GROUP: Final = Write("delete_many", _delete_group, seed_group)
 """The write that deletes other agents."""
+
+BIG_IMPORT: Final = Write(
+    "import_agent of much", lambda store, agent_id: store.import_agent(agent_id, records_to_import(MANY))
+)
+"""The write of an agent that does not exist, with many records."""
 
 BIG: Final[tuple[Write, ...]] = (
     Write("delete of much", lambda store, agent_id: store.delete(agent_id), seed_big),

@@ -26,7 +26,7 @@ from types import CodeType, FrameType
 from typing import Any, Final, cast
 
 from kode_conformance.harness import Handle, StoreHarness, judging, load_harness
-from kode_conformance.kills.bigwrites import BIG
+from kode_conformance.kills.bigwrites import BIG, BIG_IMPORT
 from kode_conformance.kills.writes import add_writes, portrait, seed, write_named
 from kode_conformance.processes.scripts import tell
 from kode_core.protocols import ExtendedStore
@@ -250,7 +250,7 @@ def _requests() -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Answer requests until there are no more."""
-    add_writes(BIG)
+    add_writes((*BIG, BIG_IMPORT))
     harness = load_harness(sys.argv[1])
     judging(harness)
     for request in _requests():

@@ -9,12 +9,22 @@ from typing import Any, Final, NamedTuple
 from kode_conformance.context import Violation, difference
 from kode_conformance.harness import keeps_documents
 from kode_conformance.values import samples
-from kode_core.model import AgentInfo, DeleteDocument, DocumentWrite, Message, PutDocument
+from kode_core.model import (
+    ABSENT,
+    AgentInfo,
+    AgentRecords,
+    DeleteDocument,
+    Document,
+    DocumentWrite,
+    Message,
+    PutDocument,
+)
 from kode_core.protocols import ExtendedStore
 
 __all__ = [
     "DOCUMENT_WRITES",
     "FORK",
+    "IMPORT",
     "LOOKS",
     "WRITES",
     "Expected",
@@ -26,6 +36,7 @@ __all__ = [
     "missing_kinds",
     "overwrite",
     "portrait",
+    "records_to_import",
     "seed",
     "write_named",
     "write_on",
@@ -152,6 +163,35 @@ DOCUMENT_WRITES: Final[tuple[Write, ...]] = (
 )
 """The writes of stores that keep documents."""
 
+
+def records_to_import(count: int = 3) -> AgentRecords:
+    """An agent with something of every kind, and *count* messages, tool calls and events."""
+    return AgentRecords(
+        agent_id="elsewhere",
+        info=samples.info("elsewhere", metadata={"userId": "u-9"}),
+        updated_at=samples.T0 + 9,
+        messages=samples.messages(count),
+        message_times=[samples.T0 + i // 2 for i in range(count)],
+        tool_calls=[samples.tool_call(i) for i in range(count)],
+        todos=samples.todos("imported"),
+        history_windows=[samples.window(f"win-{i}") for i in range(2)],
+        compression_records=[samples.compression(f"cmp-{i}") for i in range(2)],
+        recovered_files=[samples.recovered(f"file-{i}") for i in range(2)],
+        media_cache=[samples.media(f"sha256:{i}") for i in range(2)],
+        snapshots=[samples.snapshot(f"sfp-{i}", samples.T0 - i) for i in range(2)],
+        documents=_DOCUMENTS if keeps_documents() else (),
+        events=samples.events(count, 5),
+    )
+
+
+_DOCUMENTS: Final = tuple(
+    Document(collection=collection, key="k", value=[collection], version=ABSENT, updated_at=samples.T0 + i)
+    for i, collection in enumerate(("c", "d"))
+)
+
+IMPORT: Final = Write("import_agent", lambda store, agent_id: store.import_agent(agent_id, records_to_import()))
+"""The write of an agent that does not exist."""
+
 FORK: Final = Write("batch_fork", lambda store, agent_id: store.batch_fork(agent_id, FORKS))
 """The write that makes other agents."""
 
@@ -166,7 +206,7 @@ def add_writes(writes: Iterable[Write]) -> None:
 
 def write_named(name: str) -> Write:
     """The write of that name."""
-    return _more.get(name) or next(write for write in (*WRITES, *DOCUMENT_WRITES, FORK) if write.name == name)
+    return _more.get(name) or next(write for write in (*WRITES, *DOCUMENT_WRITES, FORK, IMPORT) if write.name == name)
 
 
 # --- What an agent looks like -----------------------------------------------------------------------------------------

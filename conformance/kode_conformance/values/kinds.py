@@ -97,7 +97,9 @@ def kinds() -> Mapping[type[Record], Kind]:
     }
 
 
-_ELSEWHERE: Final = frozenset({"append_messages_once", "create_agent", "replace_message", "read_messages"})
+_ELSEWHERE: Final = frozenset(
+    {"append_messages_once", "create_agent", "replace_message", "read_messages", "load_agent", "import_agent"}
+)
 """Methods with checks of their own: they write a record only where there is none, or under a key, or in the place of
 another, or give only what another method gives as well.
 """

@@ -109,7 +109,7 @@ class NullStore:
         if name.startswith("list_document"):
             return lambda *_, **__: _gives(Page())
         if name.startswith(("load_", "list_", "last_")):
-            one = name in ("load_todos", "load_snapshot", "load_info", "load_document", "last_bookmark")
+            one = name in ("load_todos", "load_snapshot", "load_info", "load_agent", "load_document", "last_bookmark")
             return functools.partial(_gives, None if one else [])
         if name.startswith(("query_",)):
             return lambda **_: _gives(Page())
@@ -205,7 +205,7 @@ class ForgetfulEngine(Layer):
         return [Applied(ListHead(1, 0), ListHead(1, 0), tuple(next(self._count) for _ in b.events)) for b in batches]
 
     async def rows(self, agent_id: str, kind: Any) -> ListRows:
-        return ListRows(1, [])
+        return ListRows(0, [])
 
     async def outline(self, agent_id: str, kind: Any, keys: Any = None) -> Outline:
         return Outline(1, 0, [])

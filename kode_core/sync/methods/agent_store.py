@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from kode_core.model import AgentInfo, AppendedMessage, Json, Message
+from kode_core.model import AgentInfo, AgentRecords, AppendedMessage, Json, Message
 from kode_core.query import Session
 from kode_core.sync.locks import SyncLease
 from kode_core.sync.methods.document_store import DocumentStoreMethods
@@ -121,3 +121,27 @@ class AgentStoreMethods(DocumentStoreMethods):
             AgentNotFoundError: the agent has no info.
         """
         return self._call(lambda store: store.batch_fork(agent_id, count))
+
+    def load_agent(self, agent_id: str) -> AgentRecords | None:
+        """Everything that is stored for an agent, of every kind, as it was at one instant (LIFE-7).
+
+        The agent is held in memory. None if nothing is stored.
+
+        Raises:
+            CorruptRecordError: one of its records is damaged.
+            StoreBusyError: others kept writing to the agent meanwhile; hold its lock.
+        """
+        return self._call(lambda store: store.load_agent(agent_id))
+
+    def import_agent(self, agent_id: str, records: AgentRecords, *, fence: SyncLease | None = None) -> None:
+        """Write one agent whole, in one piece, with the times and seqs that *records* has (LIFE-8).
+
+        *agent_id* may differ from ``records.agent_id``; the info gets it. Offsets of events, and versions, are new:
+        ``records.event_offsets``, the versions of documents and ``info.message_count`` are not used.
+
+        Raises:
+            ConflictError: something is stored under *agent_id*; nothing was written.
+            UnsupportedError: *records* has documents and the backend keeps none; nothing was written.
+            PayloadTooLargeError: the backend cannot write so much in one piece; nothing was written.
+        """
+        self._call(lambda store: store.import_agent(agent_id, records, fence=self._fence(agent_id, fence)))
