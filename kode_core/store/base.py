@@ -73,7 +73,7 @@ class StoreBase:
         self._sessions = Sessions(context, self._writer)
         self._forks = Forks(context, self._reader, memory, self._appender)
         self._deletions = Deletions(context, memory, self._appender, self._locks)
-        self._pruning = Pruning(context, self._appender)
+        self._pruning = Pruning(context, self._appender, self._writer)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._context!r}>"

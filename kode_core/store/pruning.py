@@ -21,6 +21,7 @@ from kode_core.store.pages import FIRST_PAGE
 from kode_core.store.parts import checked_number
 from kode_core.store.pruned import Pruned, has_event
 from kode_core.store.steps import Steps
+from kode_core.store.writer import Writer
 
 __all__ = ["Pruning", "Wanted"]
 
@@ -95,9 +96,10 @@ class Wanted(msgspec.Struct, frozen=True):
 class Pruning:
     """Prunes one agent at a time."""
 
-    def __init__(self, context: Context, appender: EventAppender) -> None:
+    def __init__(self, context: Context, appender: EventAppender, writer: Writer) -> None:
         self._context = context
         self._appender = appender
+        self._writer = writer
 
     async def prune(self, agent_id: str, fence: Fence | None, wanted: Wanted, progress: Progress) -> PruneResult:
         """Remove what is wanted; an error has a note about what was removed before."""
@@ -108,6 +110,8 @@ class Pruning:
                 await _Events(run, wanted).remove()
             for name, number in wanted.keep.items():
                 await run.keep_last(name, number)
+            if not run.total:
+                await run.steps(self._writer.check_held, agent_id, fence)
         except BaseException as exc:
             if run.total:
                 exc.add_note(f"{run.total} records were removed before")

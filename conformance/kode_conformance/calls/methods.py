@@ -34,6 +34,7 @@ _SPECIAL: Final[Mapping[str, Mapping[str, Any]]] = {
     "save_todos": {"snapshot": samples.todos()},
     "save_media_cache": {"records": []},
     "delete_many": {"template_id": "x"},
+    "prune": {"keep_snapshots": 1},
 }
 
 

@@ -64,7 +64,7 @@ _ENGINE: Final = _Kind(
     suffix="Engine",
     written=frozenset({"close"}),
     create="create_extended_store",
-    lacks='{"DOCUMENTS"}',
+    lacks='{"DOCUMENTS", "PRUNING"}',
     steps=(
         ("docs, and commit of documents and of delete", "TODO HIS MED"),
         ("events, last_event, and commit of events", "EVT"),
@@ -76,6 +76,7 @@ _ENGINE: Final = _Kind(
         ("acquire_lease, renew_lease, release_lease, fork, and the fence of commit", "LOCK FORK ID"),
         ("probes, inspect, backup", "OPS DUR"),
         ("keeps_documents, docs_in, and the demands of documents in commit; remove DOCUMENTS from lacks", "DOC"),
+        ("drops_events, and commit of drop_events; remove PRUNING from lacks", "LIFE"),
     ),
 )
 _PROTOCOL: Final = _Kind(
