@@ -375,7 +375,7 @@ async def a_prune_that_ends_early_leaves_the_newer_part(ctx: Context) -> None:
         ctx.equal(await _offsets(ctx.store, agent), offsets[5500:], f"the events at the end of one that {way}")
 
 
-@check("LIFE-6", "OPS-15", needs=_N, tier=Tier.STANDARD, under=(Dimension.ITEMS, Dimension.INSTANCES))
+@check("LIFE-6", needs=_N, tier=Tier.STANDARD, under=(Dimension.ITEMS, Dimension.INSTANCES))
 async def a_long_log_is_pruned(ctx: Context) -> None:
     """Of 20,000 events all but the newest 100 go, and are gone for another instance; the agent stays sound."""
     offsets: list[int] = []
