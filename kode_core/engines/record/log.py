@@ -9,7 +9,7 @@ used twice, so that a dead one needs no tombstone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol, cast, runtime_checkable
+from typing import Final, Protocol, cast
 
 from msgspec.structs import replace
 
@@ -36,7 +36,6 @@ _ERASED_AT_ONCE: Final = 500
 _MORE: Final = 16
 
 
-@runtime_checkable
 class ErasesItems(Protocol):
     """An optional interface of a record store: it removes items without leaving tombstones."""
 
@@ -51,7 +50,7 @@ class ErasesItems(Protocol):
 
 def erases_items(store: RecordStore) -> bool:
     """Whether *store* has the interface :class:`ErasesItems`."""
-    return isinstance(store, ErasesItems)
+    return callable(getattr(store, "erase", None))
 
 
 def event_row(item: Item) -> EventRow:
@@ -134,7 +133,8 @@ def _keys_of(span: EventRange, state: State) -> KeyRange:
 async def erase_dropped(io: RecordIO, head: OpenedHead) -> None:
     """Remove the dead items of a log, their names and their parts. Safe at any time, and any number of times."""
     place, state, store = head.record.place, head.state, io.store
-    if not state.events_from or not isinstance(store, ErasesItems):
+    erasing = cast(ErasesItems, store)
+    if not state.events_from or not erases_items(store):
         return
     end = head.record.rev + 1  # later puts at the same names are of living events
     last = state.events_from - 1
@@ -146,26 +146,25 @@ async def erase_dropped(io: RecordIO, head: OpenedHead) -> None:
         await _erase_names(store, place, state, keys)
         if state.has_parts:
             await store.drop_parts(place, keys.first, keys.last, end)
-        await store.erase(place, keys.first, keys.last, end)
+        await erasing.erase(place, keys.first, keys.last, end)
 
 
-async def _erase_names(store: ErasesItems, place: ItemsPlace, state: State, keys: KeyRange) -> None:
+async def _erase_names(store: RecordStore, place: ItemsPlace, state: State, keys: KeyRange) -> None:
     """Remove the names of dead events. A name may belong to a living event by now, which came after a prune."""
-    records = cast(RecordStore, store)
 
     async def named(first: str, last: str) -> Sequence[Item]:
-        return await records.items(place, KeyRange(first=first, last=last, bodies=False, limit=1))
+        return await store.items(place, KeyRange(first=first, last=last, bodies=False, limit=1))
 
     async def erase(key: str) -> None:
         for item in await named(key, key):
             if isinstance(item.index, DocIndex) and not state.has_event(int(item.index.key)):
-                await store.erase(place, key, key, item.rev + 1)
+                await cast(ErasesItems, store).erase(place, key, key, item.rev + 1)
 
     if not await named(*name_keys()):
         return
     rest: KeyRange | None = replace(keys, limit=_ERASED_AT_ONCE)
     while rest is not None:
-        page = await records.items(place, rest)
+        page = await store.items(place, rest)
         seqs = [event_row(item).seq for item in page]
         if page and await named(*name_keys(min(seqs), max(seqs))):
             await each(erase, [name_key(event_row(item).seq, item.body.digest) for item in page])
