@@ -69,7 +69,7 @@ _VALUES: Final[Mapping[str, Callable[[str, int], Any]]] = {
     "value": lambda agent_id, mark: {"mark": mark},
     "events_before_offset": lambda agent_id, mark: 2**62,
     "events_before": lambda agent_id, mark: 2**62,
-    **dict.fromkeys(_KEPT, lambda agent_id, mark: 0),
+    **dict.fromkeys(_KEPT, lambda agent_id, mark: 1),
     "documents": lambda agent_id, mark: [PutDocument("c", f"key {mark}", {"mark": mark})],
 }
 """A value for each parameter."""

@@ -310,7 +310,7 @@ async def followers_go_on_after_a_prune(ctx: Context) -> None:
 async def writers_and_readers_go_on_meanwhile(ctx: Context) -> None:
     """While two stores prune one agent, and both append to it, no append is lost and no reader sees a gap."""
     stores = (ctx.store, await ctx.another())
-    await ctx.store.append_events("a", [samples.event(i) for i in range(3000)])
+    await ctx.store.append_events("a", [samples.event(i) for i in range(2000)])
     appended: list[int] = []
     is_done = False
 
@@ -327,7 +327,7 @@ async def writers_and_readers_go_on_meanwhile(ctx: Context) -> None:
             await asyncio.sleep(0)
 
     reading = asyncio.ensure_future(read(stores[1]))
-    bound = (await _offsets(ctx.store))[2800]
+    bound = (await _offsets(ctx.store))[1800]
     writing = [write(store, 10_000 * (n + 1)) for n, store in enumerate(stores)]
     pruning = [store.prune("a", events_before_offset=bound) for store in stores]
     await asyncio.gather(*writing, *pruning)
@@ -352,7 +352,7 @@ async def a_prune_that_ends_early_leaves_the_newer_part(ctx: Context) -> None:
     for way in ("raises", "cancelled"):
         agent = f"a {way}"
         offsets: list[int] = []
-        for start in range(0, 6000, 1000):
+        for start in range(0, 3000, 1000):
             offsets += await ctx.store.append_events(agent, samples.events(1000, start))
         steps: list[int] = []
         task: asyncio.Future[Any]
@@ -364,15 +364,15 @@ async def a_prune_that_ends_early_leaves_the_newer_part(ctx: Context) -> None:
                     raise Enough
                 task.cancel()  # noqa: B023
 
-        task = asyncio.ensure_future(ctx.store.prune(agent, events_before_offset=offsets[5500], progress=told))
+        task = asyncio.ensure_future(ctx.store.prune(agent, events_before_offset=offsets[2500], progress=told))
         await asyncio.wait([task])
         ctx.equal(task.cancelled() or isinstance(task.exception(), Enough), True, f"a prune that {way} ends so")
         left = await _offsets(other, agent)
         ctx.equal(left, offsets[len(offsets) - len(left) :], f"the events that a prune that {way} left")
-        ctx.true(500 < len(left) < 6000, f"a prune that {way} must have gone in steps, and left {len(left)} of 6000")
-        rest = await other.prune(agent, events_before_offset=offsets[5500])
+        ctx.true(500 < len(left) < 3000, f"a prune that {way} must have gone in steps, and left {len(left)} of 3000")
+        rest = await other.prune(agent, events_before_offset=offsets[2500])
         ctx.equal(rest.events, len(left) - 500, f"what another call removed after one that {way}")
-        ctx.equal(await _offsets(ctx.store, agent), offsets[5500:], f"the events at the end of one that {way}")
+        ctx.equal(await _offsets(ctx.store, agent), offsets[2500:], f"the events at the end of one that {way}")
 
 
 @check("LIFE-6", needs=_N, tier=Tier.STANDARD, under=(Dimension.ITEMS, Dimension.INSTANCES))
