@@ -211,7 +211,10 @@ class EventLog:
             if crowd is not None and j != kept.start and crowd.get(self._digest(j)) == self._offsets[j]:
                 del crowd[self._digest(j)]
         if self._order is not None:
-            left = (0 if j < first else j - gone for j in self._order if j >= first or kept.start <= j < kept.stop)
+            left = [j - gone for j in self._order if j >= first]
+            for j in range(kept.start, kept.stop):
+                behind = self._order[self._order.index(j) + 1 :]
+                left.insert(len(left) - sum([k >= first for k in behind]), 0)
             self._order = array("q", left)
         for column in (self._offsets, self._seqs):
             column[:first] = column[kept]

@@ -352,7 +352,7 @@ async def a_prune_that_ends_early_leaves_the_newer_part(ctx: Context) -> None:
     for way in ("raises", "cancelled"):
         agent = f"a {way}"
         offsets: list[int] = []
-        for start in range(0, 3000, 1000):
+        for start in range(0, 4000, 1000):
             offsets += await ctx.store.append_events(agent, samples.events(1000, start))
         steps: list[int] = []
         task: asyncio.Future[Any]
@@ -364,15 +364,15 @@ async def a_prune_that_ends_early_leaves_the_newer_part(ctx: Context) -> None:
                     raise Enough
                 task.cancel()  # noqa: B023
 
-        task = asyncio.ensure_future(ctx.store.prune(agent, events_before_offset=offsets[2500], progress=told))
+        task = asyncio.ensure_future(ctx.store.prune(agent, events_before_offset=offsets[3500], progress=told))
         await asyncio.wait([task])
         ctx.equal(task.cancelled() or isinstance(task.exception(), Enough), True, f"a prune that {way} ends so")
         left = await _offsets(other, agent)
         ctx.equal(left, offsets[len(offsets) - len(left) :], f"the events that a prune that {way} left")
-        ctx.true(500 < len(left) < 3000, f"a prune that {way} must have gone in steps, and left {len(left)} of 3000")
-        rest = await other.prune(agent, events_before_offset=offsets[2500])
+        ctx.true(500 < len(left) < 4000, f"a prune that {way} must have gone in steps, and left {len(left)} of 4000")
+        rest = await other.prune(agent, events_before_offset=offsets[3500])
         ctx.equal(rest.events, len(left) - 500, f"what another call removed after one that {way}")
-        ctx.equal(await _offsets(ctx.store, agent), offsets[2500:], f"the events at the end of one that {way}")
+        ctx.equal(await _offsets(ctx.store, agent), offsets[3500:], f"the events at the end of one that {way}")
 
 
 @check("LIFE-6", needs=_N, tier=Tier.STANDARD, under=(Dimension.ITEMS, Dimension.INSTANCES))
