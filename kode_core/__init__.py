@@ -37,7 +37,14 @@ from kode_core.protocols import (
     Store,
 )
 from kode_core.query import AgentStats, MessageFilter, Page, Session, SessionFilter, SessionInfo, ToolCallFilter
-from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
+from kode_core.report import (
+    ConsistencyCheckResult,
+    ConsistencyIssue,
+    PruneResult,
+    RepairResult,
+    StoreHealthStatus,
+    StoreMetrics,
+)
 
 __all__ = [
     *errors.__all__,
@@ -56,6 +63,7 @@ __all__ = [
     "MessageFilter",
     "Page",
     "QueryableStore",
+    "PruneResult",
     "RepairResult",
     "Session",
     "SessionFilter",

@@ -40,6 +40,7 @@ __all__ = [
     "DocSpan",
     "DocWrite",
     "EngineIssue",
+    "EventDrop",
     "EventRange",
     "EventRow",
     "EventWrite",
@@ -273,6 +274,16 @@ class EventWrite(_Value, frozen=True):
     body: Body
 
 
+class EventDrop(_Value, frozen=True):
+    """Events to remove: those with an offset below ``before``, but for the one with the offset ``keep``.
+
+    Precondition: the event ``keep`` is stored. It proves that the agent was not deleted since the core read it.
+    """
+
+    before: int
+    keep: int
+
+
 class Batch(_Value, frozen=True, kw_only=True):
     """Everything that one call writes for one agent. It is applied completely or not at all.
 
@@ -287,6 +298,7 @@ class Batch(_Value, frozen=True, kw_only=True):
         expect_updated_at: precondition: the agent's info, messages and tool calls did not change since.
         delete: remove everything that is stored for the agent, except the lease, before the rest of the batch is
             applied.
+        drop_events: events to remove, for an engine that :func:`kode_core.engine.drops_events`.
     """
 
     agent_id: str
@@ -300,6 +312,7 @@ class Batch(_Value, frozen=True, kw_only=True):
     tool_calls: ListWrite | None = None
     docs: tuple[DocWrite, ...] = ()
     events: tuple[EventWrite, ...] = ()
+    drop_events: EventDrop | None = None
 
     @property
     def lists(self) -> Mapping[ListKind, ListWrite]:
@@ -315,7 +328,7 @@ class Batch(_Value, frozen=True, kw_only=True):
     @property
     def is_empty(self) -> bool:
         """True if the batch contains nothing, apart from a possible delete."""
-        return not (self.is_touching or self.docs or self.events)
+        return not (self.is_touching or self.docs or self.events or self.drop_events)
 
     def refusal(
         self, updated_at: int, messages: ListHead, tool_calls: ListHead, digests: Mapping[str, bytes] = _NO_DIGESTS
@@ -382,7 +395,7 @@ class Applied(_Value, frozen=True):
 class Refused(_Value, frozen=True):
     """A precondition did not hold and nothing was written; ``by`` names the precondition."""
 
-    by: Literal["fence", "messages", "tool_calls", "updated_at", "docs"]
+    by: Literal["fence", "messages", "tool_calls", "updated_at", "docs", "events"]
 
 
 Outcome: TypeAlias = Applied | Refused | KodeError

@@ -47,8 +47,10 @@ __all__ = [
     "Repairs",
     "Watch",
     "check_documents",
+    "check_drops",
     "connection_use",
     "docs_in",
+    "drops_events",
     "idle_poll_ms",
     "keeps_documents",
     "repair",
@@ -328,3 +330,18 @@ async def docs_in(engine: Engine, agent_id: str, span: DocSpan) -> Sequence[Doc]
     """
     check_documents(engine)
     return await cast(RangesDocs, engine).docs_in(agent_id, span)
+
+
+def drops_events(engine: Engine) -> bool:
+    """Whether *engine* applies ``Batch.drop_events``; its optional attribute of this name says so.
+
+    It checks the precondition and removes the events in the same atomic step, and refuses the batch by ``events``. A
+    layer says what the engine inside it says.
+    """
+    return bool(getattr(engine, "drops_events", False))
+
+
+def check_drops(engine: Engine) -> None:
+    """Raise UnsupportedError if *engine* would ignore ``Batch.drop_events``."""
+    if not drops_events(engine):
+        raise UnsupportedError(f"the backend {engine.name} cannot remove a part of an agent's events")

@@ -11,6 +11,7 @@ __all__ = [
     "MediumHealth",
     "OperationCounts",
     "Performance",
+    "PruneResult",
     "RepairResult",
     "StorageSize",
     "StoreHealthStatus",
@@ -131,6 +132,16 @@ class RepairResult(Shown, frozen=True, kw_only=True):
     finished: int = 0
     removed: int = 0
     left: int = 0
+
+
+class PruneResult(Shown, frozen=True, kw_only=True):
+    """The result of ``prune``: how many records of each kind it removed."""
+
+    events: int = 0
+    snapshots: int = 0
+    windows: int = 0
+    compressions: int = 0
+    recovered_files: int = 0
 
 
 class ConsistencyCheckResult(Shown, frozen=True, kw_only=True):

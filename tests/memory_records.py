@@ -132,6 +132,12 @@ class MemoryRecords:
                     if change.first <= key <= change.last and item.rev < change.rev and not item.is_removed:
                         items[key] = removed(key, change.rev)
 
+    async def erase(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
+        await self.step()
+        items = self.contents.items[place]
+        for key in [key for key, item in items.items() if first <= key <= last and item.rev < rev]:
+            del items[key]
+
     def _put(self, place: ItemsPlace, items: Sequence[Item]) -> None:
         for item in items:
             assert len(item.body.text.encode()) <= self.part_bytes

@@ -170,7 +170,7 @@ def test_version_is_that_of_the_distribution(arguments: tuple[str, ...]) -> None
 
 
 COMMANDS = ("sessions", "messages", "tool-calls", "stats", "events", "import", "delete", "backup", "doctor", "plugins")
-COMMANDS += ("schema", "documents")
+COMMANDS += ("schema", "documents", "prune")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -1038,6 +1038,62 @@ def test_delete_shows_and_deletes(store: str) -> None:
     assert agents(url) == {"agt-2"}
     kode("delete", "--metadata", "trial=2", "--user", "user-2", "-y", "--store", url)
     assert agents(url) == set()
+
+
+async def with_history(url: str) -> list[int]:
+    """Give an agent 50 events, of which the last by seq is the fourth, and five snapshots; returns the offsets."""
+    async with create_extended_store(url) as opened:
+        for i in range(5):
+            await opened.save_snapshot("agt-0", Snapshot(id=f"s{i}", created_at=i))
+        entries = [Timeline(i, Bookmark(900 if i == 3 else i, 10 * i), AgentEvent("monitor", "x")) for i in range(50)]
+        return list(await opened.append_events("no-info", entries))
+
+
+def test_prune_counts_and_removes(store: str) -> None:
+    """--dry-run counts what a prune removes then, the kept event left out; several agents, as text and as JSON."""
+    url = copy(store)
+    offsets = asyncio.run(with_history(url))
+    events = ("no-info", "--events-before-offset", str(offsets[20]), "--store", url)
+    out, err = kode("prune", *events, "--dry-run")
+    assert (out, err) == ("no-info: 19 events\n", "19 records would be removed\n")
+    both = (
+        "agt-0",
+        "no-info",
+        "--older-than",
+        "1970-01-01T00:00:00.100+00:00",
+        "--keep-snapshots",
+        "2",
+        "--store",
+        url,
+    )
+    counted = kode_json("prune", *both, "--dry-run")["agents"]
+    assert [(one["agentId"], one["events"], one["snapshots"]) for one in counted][1] == ("no-info", 9, 0)
+    assert kode_json("prune", *both, "--yes")["agents"] == counted
+    assert kode("prune", *both, "--yes")[1] == "0 records removed\n"
+    assert kode("prune", *events, "--yes") == ("no-info: 10 events\n", "10 records removed\n")
+    snapshots = ("agt-0", "--keep-snapshots", "0", "--store", url)
+    assert kode("prune", *snapshots, "--yes")[1] == "2 records removed\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("agt-0",), "error: say what to remove"),
+        (("nobody", "--keep-snapshots", "1", "--yes"), "error: no agent 'nobody'"),
+        (("agt-0", "--keep-snapshots", "1"), "error: stdin is not a terminal"),
+    ],
+)
+def test_prune_refuses(store: str, arguments: tuple[str, ...], said: str) -> None:
+    """A prune of nothing or of nobody, and one that cannot ask."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kode_core.cli", "prune", *arguments, "--store", store],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode > 0 and done.stderr.startswith(said)
 
 
 def test_delete_asks_a_person(store: str) -> None:

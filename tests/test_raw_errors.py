@@ -208,7 +208,7 @@ FILTERS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 WRITES: Final = (
     *("save_", "append_", "upsert_", "delete", "batch_", "emit", "pop_", "truncate_", "replace_"),
-    *("create_", "import_", "update_", "fork", "put_", "write_"),
+    *("create_", "import_", "update_", "fork", "put_", "write_", "prune"),
 )
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "judging",
     "keeps_documents",
     "load_harness",
+    "prunes_events",
 ]
 
 GROUP: Final = "kode.conformance"
@@ -241,6 +242,11 @@ def keeps_documents() -> bool:
     otherwise.
     """
     return not {"EXTENDED", "DOCUMENTS"} & _LACKED.get()
+
+
+def prunes_events() -> bool:
+    """True if the store that is judged removes a part of an agent's events."""
+    return not {"EXTENDED", "PRUNING"} & _LACKED.get()
 
 
 _DECLARED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {

@@ -31,7 +31,9 @@ class Capability(Flag):
     """It is an ``ExtendedStore``."""
     DOCUMENTS = auto()
     """It keeps documents of the caller's own."""
-    ALL = PERSISTENT | CROSS_PROCESS | QUERYABLE | EXTENDED | DOCUMENTS
+    PRUNING = auto()
+    """It removes a part of an agent's events."""
+    ALL = PERSISTENT | CROSS_PROCESS | QUERYABLE | EXTENDED | DOCUMENTS | PRUNING
 
 
 CheckFunction = Callable[[Context], Awaitable[None]]

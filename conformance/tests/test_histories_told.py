@@ -56,6 +56,7 @@ NOT_OF_THE_MODEL: Final = {
     "delete_snapshot": "SNAP-2 deletes each of several",
     **dict.fromkeys(("emit", "emit_many"), "EVT-8 emits from several stores; the store chooses the numbers"),
     "fork": "FORK-4 forks at every point",
+    "prune": "LIFE-6 prunes each kind",
     "close": "a history closes a store to open it again",
     "__aenter__": "as close",
     "__aexit__": "as close",

@@ -23,6 +23,7 @@ from kode_core.batch import (
     DocKind,
     DocSpan,
     DocWrite,
+    EventDrop,
     EventRange,
     EventRow,
     EventWrite,
@@ -98,6 +99,8 @@ class Bodies(Protocol):
 
     def body(self, i: int, digest: bytes, /) -> Body: ...
 
+    def keep(self, kept: slice, first: int, /) -> None: ...
+
 
 class Texts:
     """Bodies that have their texts."""
@@ -111,11 +114,14 @@ class Texts:
     def body(self, i: int, digest: bytes) -> Body:
         return Body(self._texts[i], digest)
 
+    def keep(self, kept: slice, first: int) -> None:
+        self._texts[:first] = self._texts[kept]
+
 
 class EventLog:
     """An agent's events in arrays by offset; their order by (seq, offset) is kept only if it differs."""
 
-    __slots__ = ("_channels", "_crowds", "_digests", "_offsets", "_order", "_seqs", "bodies", "next_offset")
+    __slots__ = ("_channels", "_crowds", "_digests", "_offsets", "_order", "_seqs", "bodies", "dropped", "next_offset")
 
     def __init__(self, next_offset: int = 1, bodies: Bodies | None = None) -> None:
         self.next_offset = next_offset
@@ -126,6 +132,8 @@ class EventLog:
         self._digests = bytearray()
         self._order: array[int] | None = None
         self._crowds: dict[int, dict[bytes, int]] = {}
+        self.dropped = 0
+        """The number of events that were dropped since somebody set it to 0."""
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -186,6 +194,36 @@ class EventLog:
             self._crowds[event.seq].setdefault(event.body.digest, offset)
         self.bodies.append(event.body)
         self.next_offset = max(self.next_offset, offset + 1)
+
+    def has(self, offset: int) -> bool:
+        """Whether the event with this offset is stored."""
+        i = bisect_left(self._offsets, offset)
+        return i < len(self) and self._offsets[i] == offset
+
+    def drop(self, drop: EventDrop) -> None:
+        """Remove a prefix of the log, but for one event."""
+        first = bisect_left(self._offsets, drop.before)
+        i = bisect_left(self._offsets, drop.keep)
+        kept = slice(i, i + (i < first and self._offsets[i] == drop.keep))
+        gone = first - (kept.stop - kept.start)
+        if not gone:
+            return
+        for j in range(first if self._crowds else 0):
+            crowd = self._crowds.get(self._seqs[j])
+            if crowd is not None and j != kept.start and crowd.get(self._digest(j)) == self._offsets[j]:
+                del crowd[self._digest(j)]
+        if self._order is not None:
+            left = [j - gone for j in self._order if j >= first]
+            for j in range(kept.start, kept.stop):
+                behind = self._order[self._order.index(j) + 1 :]
+                left.insert(len(left) - sum([k >= first for k in behind]), 0)
+            self._order = array("q", left)
+        for column in (self._offsets, self._seqs):
+            column[:first] = column[kept]
+        self._channels[:first] = self._channels[kept]
+        self._digests[: first * 16] = self._digests[kept.start * 16 : kept.stop * 16]
+        self.bodies.keep(kept, first)
+        self.dropped += gone
 
     def row(self, i: int) -> EventRow:
         return EventRow(self._offsets[i], self._seqs[i], self.bodies.body(i, self._digest(i)))
@@ -261,7 +299,10 @@ class AgentState:
         found = [(key, self.docs.get((DocKind.DOCUMENTS, key))) for key in batch.demanded_docs]
         digests = {key: doc.body.digest for key, doc in found if doc is not None}
         heads = (self.lists[ListKind.MESSAGES].head, self.lists[ListKind.TOOL_CALLS].head)
-        return batch.refusal(self.updated_at, *heads, digests)
+        refusal = batch.refusal(self.updated_at, *heads, digests)
+        if refusal is None and batch.drop_events is not None and not self.log.has(batch.drop_events.keep):
+            return Refused("events")
+        return refusal
 
     def outcome(self, batch: Batch) -> Applied:
         """The outcome of applying *batch*; changes nothing."""
@@ -295,6 +336,8 @@ class AgentState:
             self.lists[kind].apply(write, getattr(outcome, kind.value))
         for change in batch.docs:
             self._apply_doc(change)
+        if batch.drop_events is not None:
+            self.log.drop(batch.drop_events)
         if batch.events:  # a rewritten file repeats the last outcome without its events
             self.log.apply(batch.events, outcome.offsets)
         if batch.is_touching:

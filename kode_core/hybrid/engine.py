@@ -37,9 +37,10 @@ from kode_core.batch import (
     Found,
     ListWrite,
     Outcome,
+    Refused,
 )
 from kode_core.codec import Body, digest
-from kode_core.engine import Engine, Medium, Progress, Watch, idle_poll_ms, unwatched, watch
+from kode_core.engine import Engine, Medium, Progress, Watch, drops_events, idle_poll_ms, unwatched, watch
 from kode_core.errors import ConfigurationError, KodeError, OutcomeUnknownError, StorageError
 from kode_core.hybrid.companion import companion, note_companion, noted
 from kode_core.layers.base import Layer
@@ -96,7 +97,7 @@ class HybridEngine(Layer):
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         in_database, in_files, in_both = [], [], []
         for i, batch in enumerate(batches):
-            has_files = bool(batch.events) or any(write.kind in _IN_FILES for write in batch.docs)
+            has_files = bool(batch.events or batch.drop_events) or any(write.kind in _IN_FILES for write in batch.docs)
             if not has_files and not batch.delete:
                 in_database.append(i)
             elif not batch.fence and _is_only_files(batch):
@@ -132,6 +133,8 @@ class HybridEngine(Layer):
             prepared = await self.files.prepare(_files_part(batch))
         except KodeError as exc:  # nothing is prepared, and the database was not asked
             return exc
+        if isinstance(prepared, Refused):
+            return prepared
         try:
             (outcome,) = await self.inner.commit([_database_part(batch)])
         except KodeError as exc:
@@ -191,6 +194,11 @@ class HybridEngine(Layer):
     async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
         engine = self.files if kind in _IN_FILES else self.inner
         return await engine.docs(agent_id, kind, key)
+
+    @property
+    def drops_events(self) -> bool:
+        """Whether the engine that has the events removes a part of them: the files do."""
+        return drops_events(self.files)
 
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
         return await self.files.events(agent_id, span)
@@ -270,12 +278,13 @@ def _is_only_files(batch: Batch) -> bool:
 
 def _files_part(batch: Batch) -> Batch:
     docs = tuple(write for write in batch.docs if write.kind in _IN_FILES)
-    return Batch(
-        agent_id=batch.agent_id, op_id=batch.op_id, now=batch.now, delete=batch.delete, docs=docs, events=batch.events
-    )
+    kept = replace(batch, fence=None, expect_updated_at=None, info=None, messages=None, tool_calls=None)
+    return replace(kept, docs=docs)
 
 
 def _database_part(batch: Batch) -> Batch:
     mark = Body(batch.op_id, digest(batch.op_id.encode()))
     docs = tuple(write for write in batch.docs if write.kind not in _IN_FILES)
-    return replace(batch, events=(), docs=(*docs, DocWrite(DocKind.LAYER, _MARK, Doc(_MARK, 0, mark))))
+    return replace(
+        batch, events=(), drop_events=None, docs=(*docs, DocWrite(DocKind.LAYER, _MARK, Doc(_MARK, 0, mark)))
+    )

@@ -34,6 +34,7 @@ from kode_core.engine import (
     Watch,
     connection_use,
     docs_in,
+    drops_events,
     idle_poll_ms,
     keeps_documents,
     repair,
@@ -89,6 +90,11 @@ class Layer:
     def keeps_documents(self) -> bool:
         """Whether the engine inside keeps documents of the caller's own."""
         return keeps_documents(self.inner)
+
+    @property
+    def drops_events(self) -> bool:
+        """Whether the engine inside removes a part of an agent's events."""
+        return drops_events(self.inner)
 
     async def docs_in(self, agent_id: str, span: DocSpan) -> Sequence[Doc]:
         """See :class:`kode_core.engine.RangesDocs`; UnsupportedError where *inner* is none."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
+from kode_core.engine import Progress
 from kode_core.model import AgentInfo, AgentRecords, AppendedMessage, Json, Message
 from kode_core.protocols.documents import DocumentStore
 from kode_core.protocols.locks import Lease
 from kode_core.protocols.methods import to_be_implemented
-from kode_core.query import Session
+from kode_core.query import Session, Time
+from kode_core.report import PruneResult
 
 __all__ = ["AgentStore"]
 
@@ -86,6 +88,34 @@ class AgentStore(DocumentStore, Protocol):
 
     async def delete_snapshot(self, agent_id: str, snapshot_id: str, *, fence: Lease | None = None) -> None:
         """Remove a snapshot, if there is one of that id (SNAP-2)."""
+        ...
+
+    async def prune(
+        self,
+        agent_id: str,
+        *,
+        events_before_offset: int | None = None,
+        events_before: Time | None = None,
+        keep_snapshots: int | None = None,
+        keep_windows: int | None = None,
+        keep_compressions: int | None = None,
+        keep_recovered_files: int | None = None,
+        progress: Progress | None = None,
+        fence: Lease | None = None,
+    ) -> PruneResult:
+        """Remove parts of an agent that are no longer needed, and return how many records of each kind went (LIFE-6).
+
+        *events_before_offset* removes the events with a lesser offset. *events_before* removes the events before the
+        first one, by offset, whose timestamp is not earlier. Given both, an event goes only if both say so. The event
+        of ``last_bookmark`` always stays. *keep_snapshots* and the others remove all records of a kind but so many, in
+        the order of its load the newest. Nothing else of the agent changes. The prune goes in steps, each with a
+        deadline of its own; if it ends early, a part of the records, the oldest first, is gone. *progress* is called
+        with the number of removed records.
+
+        Raises:
+            InvalidArgumentError: no argument says what to remove.
+            UnsupportedError: the backend cannot remove a part of the events; nothing was removed.
+        """
         ...
 
     async def fork(

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from kode_core.batch import DocKind, DocWrite
+from kode_core.batch import DocKind, DocWrite, Fence
+from kode_core.engine import Progress
 from kode_core.ids import check_key
 from kode_core.model import AgentInfo, AgentRecords, AppendedMessage, Json, Message
 from kode_core.protocols import Lease
-from kode_core.query import Session
+from kode_core.query import Session, Time
+from kode_core.report import PruneResult
 from kode_core.store import rows
 from kode_core.store.document_methods import DocumentMethods
 from kode_core.store.forks import ForkCut
+from kode_core.store.pruning import Wanted
+from kode_core.store.steps import checked_progress
 from kode_core.store.writer import Rest, TurnWrites
 
 __all__ = ["AgentMethods"]
@@ -63,6 +67,32 @@ class AgentMethods(DocumentMethods):
             return Rest(docs=(DocWrite(DocKind.SNAPSHOTS, check_key(snapshot_id, "snapshot id"), None),))
 
         await self._save("delete_snapshot", agent_id, fence, lambda: TurnWrites(encode_rest=rest))
+
+    async def prune(
+        self,
+        agent_id: str,
+        *,
+        events_before_offset: int | None = None,
+        events_before: Time | None = None,
+        keep_snapshots: int | None = None,
+        keep_windows: int | None = None,
+        keep_compressions: int | None = None,
+        keep_recovered_files: int | None = None,
+        progress: Progress | None = None,
+        fence: Lease | None = None,
+    ) -> PruneResult:
+        async def prune(agent_id: str, held: Fence | None) -> PruneResult:
+            wanted = Wanted.of(
+                events_before_offset,
+                events_before,
+                snapshots=keep_snapshots,
+                windows=keep_windows,
+                compressions=keep_compressions,
+                recovered_files=keep_recovered_files,
+            )
+            return await self._pruning.prune(agent_id, held, wanted, checked_progress(progress))
+
+        return await self._fenced("prune", agent_id, fence, prune)
 
     async def batch_fork(self, agent_id: str, count: int) -> _Ids:
         return await self._load("batch_fork", agent_id, self._forks.fork, count)

@@ -25,6 +25,7 @@ from kode_core.store.list_memory import ListMemory
 from kode_core.store.locks import Locks
 from kode_core.store.methods import METHODS
 from kode_core.store.parts import Parts
+from kode_core.store.pruning import Pruning
 from kode_core.store.reader import Reader, Search
 from kode_core.store.sessions import Sessions
 from kode_core.store.whole import Wholes
@@ -76,6 +77,7 @@ class StoreBase:
         self._forks = Forks(context, self._reader, memory, self._appender)
         self._wholes = Wholes(context, self._reader, self._writer, self._appender)
         self._deletions = Deletions(context, memory, self._appender, self._locks)
+        self._pruning = Pruning(context, self._appender, self._writer)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._context!r}>"

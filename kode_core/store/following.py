@@ -20,6 +20,7 @@ from kode_core.store.context import Context
 from kode_core.store.events import EventAppender, checked, limit_after, stored_event
 from kode_core.store.methods import METHODS
 from kode_core.store.pages import FIRST_PAGE
+from kode_core.store.pruned import is_pruned
 
 __all__ = ["Follower", "Wanted", "follow"]
 
@@ -78,9 +79,10 @@ class Follower:
     begins the look anew: the next ``anext`` waits for the same look.
 
     A look that expects events begins with the last event that was read, its *anchor*. No offset is ever given twice
-    (EVT-2), so a page without the anchor means that the agent was deleted (EVT-10). Looks of an idle follower expect
-    nothing and read new events only, except for one every few seconds. A follower that has no anchor yet asks whether
-    the agent is still there instead, if it was there when the follower began.
+    (EVT-2), so a page without the anchor means that its event was pruned (LIFE-6), or that the agent was deleted
+    (EVT-10). Looks of an idle follower expect nothing and read new events only, except for one every few seconds. A
+    follower that has no anchor yet asks whether the agent is still there instead, if it was there when the follower
+    began.
     """
 
     def __init__(
@@ -270,7 +272,7 @@ class Follower:
         if self._anchor is not None and not is_suspicious:
             rows = await self._page(self._after)
             if rows and not await self._anchor_is_there():  # asked later: then it was there before, too
-                raise AgentDeletedError(self._agent_id)
+                await self._check_pruned()
             return rows
         if self._anchor is None and (self._has_begun or self._after <= 0):
             return await self._page(self._after)
@@ -283,7 +285,7 @@ class Follower:
                 self._anchor = len(rows[0].body.text)
             return rows[1:]
         if self._anchor is not None:
-            raise AgentDeletedError(self._agent_id)
+            await self._check_pruned()
         return rows[: self._limit]
 
     async def _anchor_is_there(self) -> bool:
@@ -292,6 +294,11 @@ class Follower:
         except CorruptRecordError:
             return True
         return bool(rows) and rows[0].offset == self._after
+
+    async def _check_pruned(self) -> None:
+        """Raise AgentDeletedError, unless the last event that was read was pruned. Asked after a page was read."""
+        if not await self._call(lambda: is_pruned(self._context.engine, self._agent_id, self._after)):
+            raise AgentDeletedError(self._agent_id)
 
     async def _page(self, after: int, limit: int = 0) -> Sequence[EventRow]:
         """A page of rows after an offset, and one more if that is before the last one."""

@@ -23,11 +23,11 @@ _GROUPS: Final[dict[Group, str]] = {
         load_document list_documents list_document_keys iter_documents
     """,
     "queries": "query_sessions query_messages query_tool_calls aggregate_stats list",
-    "deletes": "delete delete_many delete_snapshot delete_document",
+    "deletes": "delete delete_many delete_snapshot delete_document prune",
     "other": "backup check_consistency repair get_metrics acquire_agent_lock renew_agent_lock release_agent_lock",
 }
 
-_IN_STEPS: Final = frozenset({"backup", "check_consistency", "delete_many", "repair"})
+_IN_STEPS: Final = frozenset({"backup", "check_consistency", "delete_many", "prune", "repair"})
 
 METHODS: Final = {
     name: Method(name, group, in_steps=name in _IN_STEPS) for group, names in _GROUPS.items() for name in names.split()

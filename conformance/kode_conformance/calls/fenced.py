@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from kode_conformance.calls.methods import DOCUMENT_METHODS
-from kode_conformance.harness import keeps_documents
+from kode_conformance.harness import keeps_documents, prunes_events
 from kode_conformance.values import samples
 from kode_core.model import PutDocument
 from kode_core.protocols import ExtendedStore
@@ -38,6 +38,7 @@ class FencedWrite(NamedTuple):
         return await getattr(store, self.method)(agent_id, **self.arguments, **fence)
 
 
+_KEPT: Final = ("keep_snapshots", "keep_windows", "keep_compressions", "keep_recovered_files")
 _VALUES: Final[Mapping[str, Callable[[str, int], Any]]] = {
     "append": lambda agent_id, mark: samples.messages(2, mark),
     "messages": lambda agent_id, mark: samples.messages(2, mark),
@@ -66,6 +67,9 @@ _VALUES: Final[Mapping[str, Callable[[str, int], Any]]] = {
     "collection": lambda agent_id, mark: "c",
     "key": lambda agent_id, mark: f"key {mark}",
     "value": lambda agent_id, mark: {"mark": mark},
+    "events_before_offset": lambda agent_id, mark: 2**62,
+    "events_before": lambda agent_id, mark: 2**62,
+    **dict.fromkeys(_KEPT, lambda agent_id, mark: 1),
     "documents": lambda agent_id, mark: [PutDocument("c", f"key {mark}", {"mark": mark})],
 }
 """A value for each parameter."""
@@ -83,7 +87,15 @@ _FIRST: Final = frozenset({"create_agent", "import_agent"})
 """Methods that refuse an agent that exists, whatever the lease."""
 
 _EDITS: Final = frozenset(
-    {"delete_document", "delete_snapshot", "pop_messages", "replace_message", "truncate_messages", "update_info"}
+    {
+        "delete_document",
+        "delete_snapshot",
+        "pop_messages",
+        "prune",
+        "replace_message",
+        "truncate_messages",
+        "update_info",
+    }
 )
 """Methods that need something that they change or remove."""
 
@@ -101,19 +113,26 @@ def fenced_writes(agent_id: str, mark: int = 70, *, edits: bool = False) -> list
         if method in DOCUMENT_METHODS and not keeps_documents():
             continue
         parameters = inspect.signature(getattr(ExtendedStore, method)).parameters.values()
-        mine = [p for p in parameters if p.name not in ("self", "agent_id", "fence", "expect")]
+        mine = [p for p in parameters if p.name not in ("self", "agent_id", "fence", "expect", "progress")]
         values = {p.name: _value(method, p.name, agent_id, mark + len(writes) + i) for i, p in enumerate(mine)}
         needed = {p.name: values[p.name] for p in mine if p.default is p.empty}
-        parts = [p.name for p in mine if p.default is not p.empty and (p.name != "documents" or keeps_documents())]
+        parts = [p.name for p in mine if p.default is not p.empty and _is_offered(p.name)]
         if needed or not parts:
             writes.append(FencedWrite(method, method, needed))
         writes += [FencedWrite(f"{method}({name})", method, {**needed, name: values[name]}) for name in parts]
     return sorted(writes, key=_place)
 
 
+def _is_offered(parameter: str) -> bool:
+    if parameter.startswith("events_before"):
+        return prunes_events()
+    return parameter != "documents" or keeps_documents()
+
+
 def _place(write: FencedWrite) -> int:
     """Replacements come first, so that they hide no additions; deletes come last."""
-    return 2 if write.method == "delete" else int("append" in write.name or "upsert" in write.name)
+    late = {"prune": 2, "delete": 3}
+    return late.get(write.method, int("append" in write.name or "upsert" in write.name))
 
 
 def _value(method: str, name: str, agent_id: str, mark: int) -> Any:

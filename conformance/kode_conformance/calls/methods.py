@@ -39,6 +39,7 @@ _SPECIAL: Final[Mapping[str, Mapping[str, Any]]] = {
     "save_media_cache": {"records": []},
     "delete_many": {"template_id": "x"},
     "import_agent": {"records": AgentRecords(agent_id="x", todos=samples.todos())},
+    "prune": {"keep_snapshots": 1},
 }
 
 

@@ -64,7 +64,7 @@ _ENGINE: Final = _Kind(
     suffix="Engine",
     written=frozenset({"close"}),
     create="create_extended_store",
-    lacks='{"DOCUMENTS"}',
+    lacks='{"DOCUMENTS", "PRUNING"}',
     steps=(
         ("docs, and commit of documents and of delete", "TODO HIS MED"),
         ("events, last_event, and commit of events", "EVT"),
@@ -79,6 +79,7 @@ _ENGINE: Final = _Kind(
             "keeps_documents, docs_in, and the demands and places of documents in commit; remove DOCUMENTS from lacks",
             "DOC",
         ),
+        ("drops_events, and commit of drop_events; remove PRUNING from lacks", "LIFE"),
     ),
 )
 _PROTOCOL: Final = _Kind(

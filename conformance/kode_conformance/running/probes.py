@@ -63,6 +63,8 @@ async def absence_problem(harness: StoreHarness, lacked: Capability) -> str:
                 return await _not_offered(context, ExtendedStore, lacked)
             if lacked is Capability.DOCUMENTS:
                 return await _not_kept(context)
+            if lacked is Capability.PRUNING:
+                return await _not_pruned(context)
             return await _not_shared(context, lacked)
     except NotImplementedError as exc:
         return f"the store is not far enough to see it: {exc}"
@@ -91,6 +93,19 @@ async def _not_kept(context: Context) -> str:
     except (UnsupportedError, NotImplementedError):
         return ""
     return "put_document is not refused, but the harness says that the store lacks DOCUMENTS: remove it from lacks"
+
+
+async def _not_pruned(context: Context) -> str:
+    """A store that cannot remove a part of the events refuses to; one that ignored it would keep them for ever."""
+    store: object = context.store
+    if not isinstance(store, ExtendedStore):
+        return ""
+    await store.append_events(AGENT, samples.events(2))
+    try:
+        await store.prune(AGENT, events_before_offset=2**62)
+    except (UnsupportedError, NotImplementedError):
+        return ""
+    return "a prune of events is not refused, but the harness says that the store lacks PRUNING: remove it from lacks"
 
 
 async def _not_shared(context: Context, lacked: Capability) -> str:

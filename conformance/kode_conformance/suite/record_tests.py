@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 
@@ -24,6 +24,7 @@ from kode_conformance.values import samples
 from kode_core.batch import Fence, Info, ListHead, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
 from kode_core.engines.record.engine import RecordEngine
+from kode_core.engines.record.log import ErasesItems, erases_items
 from kode_core.engines.record.store import (
     Change,
     Cut,
@@ -219,6 +220,20 @@ class RecordStoreTests(RecordDocTests):
         assert list(await records.items(PLACE, MESSAGES)) == [items[0], a_message(1, 6, "new"), *items[2:]]
         await records.drop(PLACE)
         assert list(await records.items(PLACE, MESSAGES)) == []
+
+    async def test_items_are_erased_without_a_trace(self, records: RecordStore) -> None:
+        """Of a range, both ends inclusive, older revisions go, and leave no tombstone."""
+        if not erases_items(records):
+            pytest.skip("the store cannot erase items")
+        await records.swap(None, a_head(1), None, ())
+        await records.apply(PLACE, [a_message(i, 1 + i % 2) for i in range(10)])
+        await cast(ErasesItems, records).erase(PLACE, "m/000000000002", "m/000000000006", 2)
+        found = [item.key for item in await records.items(PLACE, MESSAGES)]
+        assert found == [f"m/{i:012d}" for i in (0, 1, 3, 5, 7, 8, 9)]
+        await cast(ErasesItems, records).erase(PLACE, "m/000000000003", "m/000000000003", 3)
+        await records.apply(PLACE, [a_message(4, 1)])
+        found = [item.key for item in await records.items(PLACE, MESSAGES)]
+        assert found == [f"m/{i:012d}" for i in (0, 1, 4, 5, 7, 8, 9)]
 
     async def test_spans_of_items(self, records: RecordStore) -> None:
         """By either key, in either order, so many at most, with texts or without, of one channel."""

@@ -35,6 +35,10 @@ class ByteRanges:
     def body(self, i: int, digest: bytes) -> Body:
         return Located("", digest, self._starts[i], self._sizes[i])
 
+    def keep(self, kept: slice, first: int) -> None:
+        self._starts[:first] = self._starts[kept]
+        self._sizes[:first] = self._sizes[kept]
+
 
 class BodyReader:
     """The open file of a journal, to read the texts of bodies from."""

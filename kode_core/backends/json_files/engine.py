@@ -44,6 +44,7 @@ from kode_core.batch import (
     ListRows,
     Outcome,
     Outline,
+    Refused,
     SessionRow,
     Totals,
 )
@@ -75,6 +76,7 @@ class JsonFilesEngine:
 
     name = "json"
     keeps_documents = True
+    drops_events = True
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -147,17 +149,17 @@ class JsonFilesEngine:
                 return [*outcomes[:i], *await self._commit_stripe(batches[i:])]
         return outcomes
 
-    async def prepare(self, batch: Batch) -> PreparedWrite:
+    async def prepare(self, batch: Batch) -> PreparedWrite | Refused:
         """Write *batch* to the journal without applying it; the agent stays locked until the outcome is decided."""
         while True:
             async with AsyncExitStack() as held:
                 stripe = await held.enter_async_context(self.holder.hold_for(batch.agent_id))
                 try:
-                    await self._threads.run_whole(self.folder.prepare, stripe, batch)
+                    refusal = await self._threads.run_whole(self.folder.prepare, stripe, batch)
                 except UnresolvedError as exc:
                     problem = exc
                 else:
-                    return PreparedWrite(partial(self._decide, stripe, batch.agent_id), held.pop_all())
+                    return refusal or PreparedWrite(partial(self._decide, stripe, batch.agent_id), held.pop_all())
             await self.resolve(problem)
 
     async def _decide(self, stripe: Stripe, agent_id: str, committed: bool) -> Applied:

@@ -321,7 +321,7 @@ class Folder:
             batch = msgspec.structs.replace(batch, delete=False)
         base = AgentState(batch.agent_id, journal.state.log.next_offset) if batch.delete else journal.state
         outcome = base.outcome(batch)
-        if _changes(batch):
+        if batch.delete or not batch.is_empty:
             journal.append(Frame("apply", base.stamped(batch), outcome), durable=self.durable)
             self.tidy(stripe, journal)
         return outcome
@@ -338,23 +338,27 @@ class Folder:
             journal.compact_at = 2 * journal.end
 
     def _tidy(self, stripe: Stripe, journal: Journal) -> None:
+        log = journal.state.log
         if journal.state.is_empty and journal.prepared is None:
             stripe.raise_to(journal.state.log.next_offset)
             self._unlink(journal)
-        elif journal.end > journal.compact_at and journal.prepared is None:
+        elif (journal.end > journal.compact_at or log.dropped > len(log)) and journal.prepared is None:
             live = journal.live_bytes
             if journal.end > 2 * live + COMPACT_FROM:
                 journal.compact(durable=self.durable)
-            journal.compact_at = max(COMPACT_FROM, 3 * live)
+            journal.state.log.dropped, journal.compact_at = 0, max(COMPACT_FROM, 3 * live)
 
-    def prepare(self, stripe: Stripe, batch: Batch) -> None:
-        """Write a batch to the journal without applying it."""
+    def prepare(self, stripe: Stripe, batch: Batch) -> Refused | None:
+        """Write a batch to the journal without applying it, unless the files refuse it."""
         journal = self.journal(batch.agent_id)
         with journal.turn, translated(journal.path):
             journal.begin(batch.agent_id, stripe.number + 1)
             if journal.prepared is not None:
                 raise UnresolvedError(journal.prepared)
-            journal.append(Frame("prepare", batch), durable=self.durable)
+            refusal = journal.state.refusal(batch)
+            if refusal is None:
+                journal.append(Frame("prepare", batch), durable=self.durable)
+            return refusal
 
     def prepared(self, agent_id: str) -> Batch | None:
         """The batch that waits for the decision of another store."""
@@ -413,7 +417,3 @@ class Folder:
                 replace_file(probe, iter([b"ok"]), durable=self.durable)
             finally:
                 probe.unlink(missing_ok=True)
-
-
-def _changes(batch: Batch) -> bool:
-    return bool(batch.delete or batch.info or batch.messages or batch.tool_calls or batch.docs or batch.events)

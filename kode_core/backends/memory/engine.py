@@ -79,6 +79,7 @@ class MemoryEngine:
 
     name = "memory"
     keeps_documents = True
+    drops_events = True
 
     def __init__(self, space: MemorySpace | None = None) -> None:
         self._space = space or MemorySpace()

@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from kode_core.batch import Batch, MessageIndex, Outcome
+from kode_core.batch import Batch, ListKind, MessageIndex, Outcome
 from kode_core.engine import Caller
-from kode_core.engines.record.state import KEPT_OPS, OpenedHead, Step
+from kode_core.engines.record.io import RecordIO
+from kode_core.engines.record.state import KEPT_OPS, OpenedHead, Overlay, Step, row_keys
 from kode_core.engines.record.store import Item
 from kode_core.errors import OutcomeUnknownError, PayloadTooLargeError, StoreUnavailableError
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_wanted",
     "group_caller",
     "is_forgotten",
+    "latest_time",
     "may_supplant",
     "not_written",
     "swap_items_of",
@@ -115,7 +117,7 @@ def can_take_over(head: OpenedHead, batches: Sequence[Batch]) -> bool:
     if state.stash is not None or state.doomed or state.reserved or state.has_parts or len(state.pending) > _MOST_TAKEN:
         return False
     return all(
-        not batch.delete
+        not (batch.delete or batch.drop_events)
         and all(write.length is None for write in batch.lists.values())
         and all(write.doc is not None for write in batch.docs)
         for batch in batches
@@ -157,3 +159,19 @@ def check_indexes(changes: Sequence[Step]) -> None:
 def not_written(exc: OutcomeUnknownError) -> StoreUnavailableError:
     """The error for a step before the swap that is in doubt: the caller's own write was not made."""
     return StoreUnavailableError(f"nothing was written, because a step before the write failed ({exc})")
+
+
+async def latest_time(io: RecordIO, old: OpenedHead | None, batches: Sequence[Batch]) -> int | None:
+    """The greatest message time, read from the items; None if the plan does not need it.
+
+    A plan needs it for an append that may be older, if the head lacks it: after an edit or an earlier release.
+    """
+    if old is None or not old.record.messages.count:
+        return None
+    writes = [batch.messages for batch in batches if batch.messages is not None and batch.messages.is_blind]
+    state, oldest = old.state, min((time for write in writes for time in write.times()), default=None)
+    if oldest is None or (state.latest is not None and (state.is_latest or oldest >= state.latest)):
+        return None
+    keys = row_keys(ListKind.MESSAGES, last=old.record.messages.count - 1, bodies=False)
+    items = [item for item in await io.store.items(old.record.place, keys) if item.rev <= old.record.rev]
+    return max((item.time for item in Overlay(old.state.pending).over(items, keys)), default=None)

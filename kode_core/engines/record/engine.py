@@ -18,6 +18,7 @@ from kode_core.engines.record.debts import RecordDebts
 from kode_core.engines.record.forks import RecordForks
 from kode_core.engines.record.inspection import RecordInspection
 from kode_core.engines.record.io import RecordIO
+from kode_core.engines.record.log import erases_items
 from kode_core.engines.record.reads import RecordReads
 from kode_core.engines.record.recovery import RecordRecovery
 from kode_core.engines.record.repair import RecordRepair
@@ -71,6 +72,11 @@ class RecordEngine:
 
     def __repr__(self) -> str:
         return repr(self.store)
+
+    @property
+    def drops_events(self) -> bool:
+        """Whether the store can erase the items of removed events."""
+        return erases_items(self.store)
 
     # --- writing
 

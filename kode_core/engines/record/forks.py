@@ -117,7 +117,8 @@ class RecordForks:
             old = await self._io.redo(old)
             base = replace(base, rev=old.record.rev)
             doomed = (old.record.epoch,) if old.record.is_used else ()
-            state = replace(state, next_offset=old.state.next_offset, ops=old.state.ops, doomed=doomed)
+            offset = old.state.next_offset
+            state = replace(state, next_offset=offset, events_from=offset, ops=old.state.ops, doomed=doomed)
         reserved = OpenedHead.sealed(replace(base, rev=base.rev + 1, updated_at=wall_clock()), state)
         if not await self._io.swap(old, reserved):
             raise MovedError

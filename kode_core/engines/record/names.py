@@ -13,7 +13,17 @@ from msgspec.structs import replace
 
 from kode_core.authoring.parallel import each
 from kode_core.batch import Batch
-from kode_core.engines.record.state import UNNAMED, OpenedHead, Overlay, name_key, position_of, seq_key, seq_keys
+from kode_core.engines.record.state import (
+    UNNAMED,
+    OpenedHead,
+    Overlay,
+    event_key,
+    is_event,
+    name_key,
+    position_of,
+    seq_key,
+    seq_keys,
+)
 from kode_core.engines.record.store import DocIndex, EventIndex, Item, KeyRange, RecordStore
 
 __all__ = ["Name", "known_events", "known_of_batches"]
@@ -40,11 +50,11 @@ async def known_events(store: RecordStore, head: OpenedHead, names: Collection[N
     seqs = sorted({seq for seq, _ in names})
     if len(seqs) > _SINGLE_SEQS:
         keys, most = seq_keys(seqs[0], seqs[-1], bodies=False), 4 * len(names) + _FEW
-        some = await reading.items(replace(keys, limit=most))
-        if len(some) < most:
+        some, is_all = await reading.items(replace(keys, limit=most))
+        if is_all:
             return _offsets(some)
     firsts = await each(reading.first, seqs)
-    known = {name: offset for first in firsts for name, offset in _offsets(first).items()}
+    known = _offsets([item for first in (await reading.kept(), *firsts) for item in first])
     many = {seq: first for seq, first in zip(seqs, firsts, strict=True) if len(first) == UNNAMED}
     for seq, first in many.items():
         known |= await reading.unnamed(seq, position_of(first[-1].key))
@@ -62,27 +72,42 @@ class _Names:
         self._store = store
         self._head = head
 
-    async def items(self, keys: KeyRange) -> list[Item]:
+    async def items(self, keys: KeyRange) -> tuple[list[Item], bool]:
+        """The living events, or the names, of a range, and whether there are no more."""
         record = self._head.record
-        stored = [item for item in await self._store.items(record.place, keys) if item.rev <= record.rev]
-        return Overlay(self._head.state.pending).over(stored, keys)
+        found = await self._store.items(record.place, keys)
+        stored = [item for item in found if item.rev <= record.rev]
+        some = Overlay(self._head.state.pending).over(stored, keys)
+        return [item for item in some if self._is_alive(item)], keys.limit is None or len(found) < keys.limit
+
+    def _is_alive(self, item: Item) -> bool:
+        return not is_event(item.key) or self._head.state.has_event(position_of(item.key))
 
     async def first(self, seq: int) -> list[Item]:
-        return await self.items(replace(seq_keys(seq, seq, bodies=False), limit=UNNAMED))
+        after = self._head.state.events_from - 1
+        keys = seq_keys(seq, seq, after_offset=after, bodies=False)
+        return (await self.items(replace(keys, limit=UNNAMED)))[0]
+
+    async def kept(self) -> list[Item]:
+        """The one event that a prune kept below the others."""
+        kept = self._head.state.kept_event
+        if kept is None:
+            return []
+        return (await self.items(KeyRange(first=event_key(kept), last=event_key(kept), bodies=False)))[0]
 
     async def unnamed(self, seq: int, last_read: int) -> dict[Name, int]:
         """Events after the first ones of a seq that were stored by a release without names."""
         named_from, keys = self._head.state.named_from, seq_keys(seq, seq, after_offset=last_read, bodies=False)
         if named_from is None:
-            return _offsets(await self.items(keys))
+            return _offsets((await self.items(keys))[0])
         if last_read + 1 >= named_from:
             return {}
-        return _offsets(await self.items(replace(keys, last=seq_key(seq, named_from - 1))))
+        return _offsets((await self.items(replace(keys, last=seq_key(seq, named_from - 1))))[0])
 
     async def named(self, name: Name) -> int | None:
         key = name_key(*name)
-        for item in await self.items(KeyRange(first=key, last=key, bodies=False)):
-            if isinstance(item.index, DocIndex):
+        for item in (await self.items(KeyRange(first=key, last=key, bodies=False)))[0]:
+            if isinstance(item.index, DocIndex) and self._head.state.has_event(int(item.index.key)):
                 return int(item.index.key)
         return None
 

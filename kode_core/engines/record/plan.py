@@ -15,6 +15,7 @@ from kode_core.batch import (
     Batch,
     DocKind,
     DocWrite,
+    EventDrop,
     EventWrite,
     Info,
     ListHead,
@@ -38,6 +39,7 @@ from kode_core.engines.record.state import (
     Step,
     call_key,
     event_key,
+    is_event,
     list_head,
     list_of,
     name_key,
@@ -106,6 +108,8 @@ class Plan:
         self._cuts: list[Cut] = []
         self._freed: list[Freed] = []
         self._is_changed = False
+        self.is_dropping = False
+        """Whether events below a new ``events_from`` have to be erased."""
 
     @property
     def is_changed(self) -> bool:
@@ -131,6 +135,8 @@ class Plan:
         refusal = batch.refusal(head.updated_at, head.messages, head.tool_calls, self._digests)
         if refusal is not None:
             return refusal
+        if batch.drop_events is not None and not self._has_event(batch.drop_events.keep):
+            return Refused("events")
         was_changed, self._is_changed = self._is_changed, batch.is_touching
         if batch.delete:
             self._delete()
@@ -143,6 +149,8 @@ class Plan:
             self._write_doc(change)
         if batch.info is not None:
             self._write_info(batch.info)
+        if batch.drop_events is not None:
+            self._drop_events(batch.drop_events)
         first_offset = self.state.next_offset
         offsets = self._append(batch.events)
         if self._is_changed:
@@ -166,7 +174,7 @@ class Plan:
         self._counts = dict.fromkeys(ListKind, 0)
         doomed = (*self.state.doomed, self.head.epoch)
         offset = self.state.next_offset
-        kept = State(next_offset=offset, ops=self.state.ops, doomed=doomed, named_from=offset)
+        kept = State(next_offset=offset, ops=self.state.ops, doomed=doomed, named_from=offset, events_from=offset)
         fresh = new_head(self.head.agent_id)
         self.head, self.state = replace(fresh, rev=self.head.rev), kept
         self._is_changed = True
@@ -248,7 +256,7 @@ class Plan:
     def _append(self, events: Sequence[EventWrite]) -> tuple[int, ...]:
         for event in events:
             name = (event.seq, event.body.digest)
-            if name in self._known:
+            if name in self._known and self._has_event(self._known[name]):
                 continue
             offset = self._known[name] = self.state.next_offset
             last = event.seq if self.state.last_seq is None else max(self.state.last_seq, event.seq)
@@ -259,6 +267,22 @@ class Plan:
             if self._of_seq[event.seq] > UNNAMED:
                 self._put(_name_item(event, offset, self.rev))
         return self._offsets(events)
+
+    def _has_event(self, offset: int) -> bool:
+        return offset < self.state.next_offset and self.state.has_event(offset)
+
+    def _drop_events(self, drop: EventDrop) -> None:
+        """Raise the offset from which the log has events; the events below are erased after the swap."""
+        state, before = self.state, min(drop.before, self.state.next_offset)
+        kept = drop.keep if drop.keep < max(before, state.events_from) else None
+        if kept is None and state.kept_event is not None and state.kept_event >= before:
+            kept = state.kept_event
+        after = replace(state, events_from=max(before, state.events_from), kept_event=kept)
+        if after == state:
+            return
+        self.state, self.is_dropping, self._is_changed = after, True, True
+        for key in [key for key in self._puts if is_event(key) and not after.has_event(position_of(key))]:
+            del self._puts[key]
 
     def _offsets(self, events: Sequence[EventWrite], first: int = 0) -> tuple[int, ...]:
         """The offsets of events. Events that were deleted since they were stored had offsets from *first* on."""

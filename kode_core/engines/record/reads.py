@@ -32,19 +32,18 @@ from kode_core.batch import (
 from kode_core.engines.record.doc_keys import doc_keys
 from kode_core.engines.record.docs import OwnDocs, doc_of
 from kode_core.engines.record.io import MissingError, MovedError, RecordIO
+from kode_core.engines.record.log import OwnEvents, event_row
 from kode_core.engines.record.recovery import RecordRecovery
 from kode_core.engines.record.state import (
     OpenedHead,
     Overlay,
     call_keys,
-    event_keys,
     list_head,
     list_of,
     position_of,
     row_keys,
-    seq_keys,
 )
-from kode_core.engines.record.store import EventIndex, FoundItem, Item, ItemsPlace, KeyRange
+from kode_core.engines.record.store import FoundItem, Item, ItemsPlace, KeyRange
 from kode_core.errors import CorruptRecordError, StoreBusyError
 from kode_core.query import AgentStats, RowQuery, SessionQuery
 
@@ -124,9 +123,14 @@ class RecordReads:
         return instant.overlay.over(stored, keys)
 
     async def still(self, instant: Instant) -> None:
-        """Raise MovedError if the agent was deleted since the instant: for reads whose size the head does not know."""
+        """Raise MovedError if the agent was deleted since the instant: for reads whose size the head does not know.
+
+        So does a prune, whose events may be erased in part.
+        """
         now = await self._io.head(instant.place.agent_id)
         if now is None or now.record.epoch != instant.place.epoch:
+            raise MovedError
+        if now.state.events_from != instant.head.state.events_from:
             raise MovedError
 
     # --- one agent
@@ -239,39 +243,20 @@ class RecordReads:
 
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
         async def read(instant: Instant) -> list[EventRow]:
-            items = await self._io.whole(instant.place, await self._events(instant, span))
+            items = await self._io.whole(instant.place, await OwnEvents(self._io.store, *instant).page(span))
             if items:
                 await self.still(instant)
-            return [_event_row(item) for item in items]
+            return [event_row(item) for item in items]
 
         return await self.at_once(agent_id, read, [])
 
-    async def _events(self, instant: Instant, span: EventRange) -> list[Item]:
-        """A page of the log at the instant. Later events are left out; stored events never change."""
-        rev = instant.head.record.rev
-        found: list[Item] = []
-        if span.order == "offset" and span.after is not None and span.after[1] >= instant.head.state.next_offset - 1:
-            return found  # no newer event: the poll of an idle follower is one read
-        keys = _keys_of_events(span)
-        while True:
-            keys = replace(keys, channel=span.channel, limit=span.limit)
-            stored = await self._io.store.items(instant.place, keys)
-            known = [item for item in stored if item.rev <= rev]
-            if len(known) == len(stored) or len(stored) < span.limit:
-                found += instant.overlay.over(known, keys)
-            else:
-                found += known
-            found = [item for item in found if span.since_seq is None or _event_row(item).seq > span.since_seq]
-            if len(stored) < span.limit or len(found) >= span.limit:
-                return found[: span.limit]
-            last = _event_row(stored[-1])
-            keys = _keys_of_events(replace(span, after=(last.seq, last.offset)))
-
     async def last_event(self, agent_id: str) -> EventRow | None:
         async def read(instant: Instant) -> EventRow | None:
-            last = replace(seq_keys(), descending=True, limit=1)
-            items = await self._io.whole(instant.place, await self.items(instant, last))
-            return _event_row(items[0]) if items else None
+            last = await OwnEvents(self._io.store, *instant).last()
+            if last is None:
+                return None
+            await self.still(instant)
+            return event_row((await self._io.whole(instant.place, [last]))[0])
 
         return await self.at_once(agent_id, read, None)
 
@@ -405,16 +390,3 @@ def _left_out(found: Sequence[object]) -> Sequence[str]:
 def _outlined(item: Item) -> tuple[int, bytes, int, str | None]:
     key = item.index.call_id if isinstance(item.index, ToolCallIndex) else None
     return position_of(item.key), item.body.digest, item.time, key
-
-
-def _event_row(item: Item) -> EventRow:
-    return EventRow(position_of(item.key), cast(EventIndex, item.index).seq, item.body)
-
-
-def _keys_of_events(span: EventRange) -> KeyRange:
-    if span.order == "offset":
-        return event_keys(-1 if span.after is None else span.after[1])
-    first = -(2**63) if span.since_seq is None else span.since_seq + 1
-    if span.after is not None and span.after[0] >= first:
-        return seq_keys(span.after[0], after_offset=span.after[1])
-    return seq_keys(first)

@@ -27,10 +27,12 @@ __all__ = [
     "event_key",
     "event_keys",
     "info_key",
+    "is_event",
     "is_of_log",
     "list_head",
     "list_of",
     "name_key",
+    "name_keys",
     "new_epoch",
     "other_info_keys",
     "position_of",
@@ -92,6 +94,16 @@ def event_key(offset: int) -> str:
 def event_keys(after: int = -1) -> KeyRange:
     """Events in order of offset, from the one after *after* on."""
     return KeyRange(first=event_key(max(after + 1, 0)), last=event_key(_LAST_OFFSET))
+
+
+def name_keys(first: int = -(2**63), last: int = 2**63 - 1) -> tuple[str, str]:
+    """The first and the last key that names of these seqs may have."""
+    return f"x/{first + 2**63:020d}/", f"x/{last + 2**63:020d}/{_END}"
+
+
+def is_event(key: str) -> bool:
+    """Whether a key belongs to an event."""
+    return key.startswith("e/")
 
 
 def seq_key(seq: int, offset: int) -> str:
@@ -192,6 +204,8 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
             known to have named events.
         others: how many revisions other writers make between two turns of one writer; 0 for a lone writer.
         turn_ends: the last revision of its writer's turn; 0 after a lone writer.
+        events_from: the log has no event below this offset, whatever is stored, but for ``kept_event``.
+        kept_event: the offset of the one event below that it has.
     """
 
     next_offset: int = 1
@@ -209,6 +223,12 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     named_from: int | None = None
     others: int = 0
     turn_ends: int = 0
+    events_from: int = 0
+    kept_event: int | None = None
+
+    def has_event(self, offset: int) -> bool:
+        """Whether the log has the event of an offset that was given."""
+        return offset >= self.events_from or offset == self.kept_event
 
     @property
     def is_settled(self) -> bool:

@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from kode_core.authoring.closing import ended
 from kode_core.authoring.parallel import each
 from kode_core.engines.record.io import MovedError, RecordIO
+from kode_core.engines.record.log import erase_dropped
 from kode_core.engines.record.plan import new_head
 from kode_core.engines.record.recovery import RecordRecovery
 from kode_core.engines.record.state import OpenedHead, State, other_info_keys, stash_key
@@ -114,6 +115,7 @@ class RecordSweep:
         await self._io.store.drop_parts(place, stash_key(""), stash_key("~"), until)
         for first, last in other_info_keys(record.state.info):
             await self._io.store.drop_parts(place, first, last, until)
+        await erase_dropped(self._io, record)
 
     async def _barrier(self, agent_id: str) -> OpenedHead:
         """Settle the head and swap it for itself. An agent without a head gets the head of a deleted agent."""

@@ -17,12 +17,13 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
 from kode_core.authoring.waiting import waited_for
-from kode_core.batch import Batch, Fence, ListKind, Outcome, Refused
+from kode_core.batch import Batch, Fence, Outcome, Refused
 from kode_core.engine import CALLER
 from kode_core.engines.recent import Recent
 from kode_core.engines.record.batches import (
@@ -36,6 +37,7 @@ from kode_core.engines.record.batches import (
     check_wanted,
     group_caller,
     is_forgotten,
+    latest_time,
     may_supplant,
     not_written,
     swap_items_of,
@@ -44,9 +46,10 @@ from kode_core.engines.record.batches import (
 from kode_core.engines.record.debts import RecordDebts
 from kode_core.engines.record.docs import demanded_digests
 from kode_core.engines.record.io import MovedError, RecordIO
+from kode_core.engines.record.log import erase_dropped
 from kode_core.engines.record.names import known_of_batches
 from kode_core.engines.record.plan import Plan
-from kode_core.engines.record.state import OpenedHead, Overlay, Step, info_key, is_of_log, row_keys
+from kode_core.engines.record.state import OpenedHead, Step, info_key, is_of_log
 from kode_core.engines.record.store import HeadRecord, Item
 from kode_core.engines.record.sweep import RecordSweep
 from kode_core.engines.record.turns import AllTurns, WriterTurns
@@ -176,7 +179,7 @@ class RecordWriter:
                 old, is_fresh = await self._head(agent_id, batches, turns, until, in_doubt=doubt is not None)
                 known = await known_of_batches(self._io.store, old, batches)
                 digests = await demanded_digests(self._io, old, batches)
-                plan = Plan(agent_id, old, known, await self._latest(old, batches), digests)
+                plan = Plan(agent_id, old, known, await latest_time(self._io, old, batches), digests)
             except MovedError:
                 self.forget(agent_id)
                 await _pause(attempt)
@@ -286,21 +289,6 @@ class RecordWriter:
         head = await self._io.head(agent_id)
         return None if head is None else await self._io.redo(head)
 
-    async def _latest(self, old: OpenedHead | None, batches: Sequence[Batch]) -> int | None:
-        """The greatest message time, read from the items; None if the plan does not need it.
-
-        A plan needs it for an append that may be older, if the head lacks it: after an edit or an earlier release.
-        """
-        if old is None or not old.record.messages.count:
-            return None
-        writes = [batch.messages for batch in batches if batch.messages is not None and batch.messages.is_blind]
-        state, oldest = old.state, min((time for write in writes for time in write.times()), default=None)
-        if oldest is None or (state.latest is not None and (state.is_latest or oldest >= state.latest)):
-            return None
-        keys = row_keys(ListKind.MESSAGES, last=old.record.messages.count - 1, bodies=False)
-        items = [item for item in await self._io.store.items(old.record.place, keys) if item.rev <= old.record.rev]
-        return max((item.time for item in Overlay(old.state.pending).over(items, keys)), default=None)
-
     # --- one swap
 
     async def _swap(self, old: OpenedHead | None, plan: Plan, group: Sequence[Waiting], turns: WriterTurns) -> bool:
@@ -316,7 +304,7 @@ class RecordWriter:
         head = await self._before_swap(io.with_info_beside(plan.result(state)))
         before = None if old is None else old.record
         is_replacing_info = old is not None and old.state.info is not None and plan.info_body is not None
-        if is_replacing_info:
+        if is_replacing_info or plan.is_dropping:
             await self._before_swap(io.note_place(head.record.place))
         items = swap_items_of(changes, io.store.swap_items, io.store.part_bytes) if not state.has_parts else None
         if items is not None and not (state.doomed or taken):
@@ -332,6 +320,8 @@ class RecordWriter:
             await self._finish(pending, changes)
         if is_replacing_info:
             await self._forget_info(head)
+        if plan.is_dropping:
+            await self._erase_dropped(head)
         return True
 
     async def _before_swap(self, preparation: Awaitable[T]) -> T:
@@ -400,6 +390,11 @@ class RecordWriter:
                 await self._io.settle(head.record)
         except StorageError:
             return  # it stays unsettled: applying the changes again is harmless
+
+    async def _erase_dropped(self, head: OpenedHead) -> None:
+        """Erase removed events. After a failure a sweep does it: the place is noted."""
+        with suppress(StorageError):
+            await erase_dropped(self._io, head)
 
     async def _forget_info(self, head: OpenedHead) -> None:
         """Remove the parts of the info that a swap replaced, and of all before it."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+from kode_core.engine import Progress
 from kode_core.model import AgentInfo, AgentRecords, AppendedMessage, Json, Message
-from kode_core.query import Session
+from kode_core.query import Session, Time
+from kode_core.report import PruneResult
 from kode_core.sync.locks import SyncLease
 from kode_core.sync.methods.document_store import DocumentStoreMethods
 
@@ -88,6 +90,46 @@ class AgentStoreMethods(DocumentStoreMethods):
     def delete_snapshot(self, agent_id: str, snapshot_id: str, *, fence: SyncLease | None = None) -> None:
         """Remove a snapshot, if there is one of that id (SNAP-2)."""
         self._call(lambda store: store.delete_snapshot(agent_id, snapshot_id, fence=self._fence(agent_id, fence)))
+
+    def prune(
+        self,
+        agent_id: str,
+        *,
+        events_before_offset: int | None = None,
+        events_before: Time | None = None,
+        keep_snapshots: int | None = None,
+        keep_windows: int | None = None,
+        keep_compressions: int | None = None,
+        keep_recovered_files: int | None = None,
+        progress: Progress | None = None,
+        fence: SyncLease | None = None,
+    ) -> PruneResult:
+        """Remove parts of an agent that are no longer needed, and return how many records of each kind went (LIFE-6).
+
+        *events_before_offset* removes the events with a lesser offset. *events_before* removes the events before the
+        first one, by offset, whose timestamp is not earlier. Given both, an event goes only if both say so. The event
+        of ``last_bookmark`` always stays. *keep_snapshots* and the others remove all records of a kind but so many, in
+        the order of its load the newest. Nothing else of the agent changes. The prune goes in steps, each with a
+        deadline of its own; if it ends early, a part of the records, the oldest first, is gone. *progress* is called
+        with the number of removed records.
+
+        Raises:
+            InvalidArgumentError: no argument says what to remove.
+            UnsupportedError: the backend cannot remove a part of the events; nothing was removed.
+        """
+        return self._call(
+            lambda store: store.prune(
+                agent_id,
+                events_before_offset=events_before_offset,
+                events_before=events_before,
+                keep_snapshots=keep_snapshots,
+                keep_windows=keep_windows,
+                keep_compressions=keep_compressions,
+                keep_recovered_files=keep_recovered_files,
+                progress=progress,
+                fence=self._fence(agent_id, fence),
+            )
+        )
 
     def fork(
         self,

@@ -259,6 +259,13 @@ class DynamoRecords:
         rev: Record = {"ConditionExpression": "rev < :rev", "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
         await self.connection.repeat("put_item", Item=item_values(place, removed(key, cut.rev)), **rev)
 
+    async def erase(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
+        wanted = _between(items_pk(place), first, last, "sk")
+        async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
+            older = [{"pk": one["pk"], "sk": one["sk"]} for one in page if int(one["rev"]["N"]) < rev]
+            await self.connection.delete_all(older)
+            CALLER.get().goes_on()
+
     async def drop(self, place: ItemsPlace) -> None:
         for pk in (items_pk(place), parts_pk(place)):
             wanted: Record = {"KeyConditionExpression": "pk = :pk", "ExpressionAttributeValues": {":pk": pk}}

@@ -120,15 +120,26 @@ class Items:
         """
         bounds = {"$gte": id_of(place, ""), "$lt": after_place(place)}
         for collection, most in ((self._items, _DROPPED_AT_ONCE), (self._parts, _PARTS_DROPPED_AT_ONCE)):
-            is_more = True
-            while is_more:
-                ends = await self._connection.find(
-                    collection, {"_id": bounds}, projection={"_id": 1}, sort=[("_id", 1)], skip=most, limit=1
-                )
-                is_more = bool(ends)
-                slice_ = {**bounds, "$lt": ends[0]["_id"]} if ends else bounds
-                await self._delete(collection, {"_id": slice_, "agent_id": place.agent_id})
-                CALLER.get().goes_on()
+            await self._delete_in_slices(collection, bounds, {"agent_id": place.agent_id}, most)
+
+    async def erase(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
+        """See ``ErasesItems.erase``."""
+        bounds = {"$gte": id_of(place, first), "$lte": id_of(place, last)}
+        wanted = {"agent_id": place.agent_id, "rev": {"$lt": Int64(rev)}}
+        await self._delete_in_slices(self._items, bounds, wanted, _DROPPED_AT_ONCE)
+
+    async def _delete_in_slices(self, collection: Any, bounds: Document, wanted: Document, most: int) -> None:
+        is_more = True
+        while is_more:
+            ends = await self._connection.find(
+                collection, {"_id": bounds}, projection={"_id": 1}, sort=[("_id", 1)], skip=most, limit=1
+            )
+            slice_ = {**bounds, "$lt": ends[0]["_id"]} if ends else bounds
+            await self._delete(collection, {**wanted, "_id": slice_})
+            if ends:
+                bounds = {**bounds, "$gte": ends[0]["_id"]}
+            is_more = bool(ends)
+            CALLER.get().goes_on()
 
     async def _delete(self, collection: Any, wanted: Document) -> None:
         await self._connection.repeat(lambda: collection.delete_many(wanted))

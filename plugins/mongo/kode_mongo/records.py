@@ -141,6 +141,9 @@ class MongoRecords:
     async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         await self._rows.apply(place, changes)
 
+    async def erase(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
+        await self._rows.erase(place, first, last, rev)
+
     async def drop(self, place: ItemsPlace) -> None:
         await self._rows.drop(place)
 

@@ -58,7 +58,11 @@ def doc_text(kind: DocKind, text: str) -> str:
 
 def needs_lock(batch: Batch) -> bool:
     """True if rows have to be removed that a statement might not see if it began before it got the lock."""
-    return batch.delete or any(w.expect is None and w.length is not None for w in batch.lists.values())
+    return (
+        batch.delete
+        or batch.drop_events is not None
+        or any(w.expect is None and w.length is not None for w in batch.lists.values())
+    )
 
 
 def is_unseen(batch: Batch) -> bool:
@@ -135,6 +139,16 @@ class Statements:
         self.offsets = (
             f'SELECT e.seq, e.digest, e."offset" FROM {tables.events} e JOIN unnest($2::bigint[], $3::bytea[])'
             " i (seq, digest) ON (e.seq, e.digest) = (i.seq, i.digest) WHERE e.agent_id = $1"
+        )
+        named = "unnest($1::text[], $2::bigint[])"
+        self.kept = (
+            f"SELECT e.agent_id FROM {named} i (agent_id, keep) JOIN {tables.events} e"
+            ' ON e.agent_id = i.agent_id AND e."offset" = i.keep'
+        )
+        self.drop = (
+            f"DELETE FROM {tables.events} e USING unnest($1::text[], $2::bigint[], $3::bigint[]) i"
+            ' (agent_id, keep, before) WHERE e.agent_id = i.agent_id AND e."offset" < i.before'
+            ' AND e."offset" <> i.keep'
         )
         self.digests = (
             f"SELECT i.n, i.key, {digest_of(tables, 'i.agent_id', 'i')}"

@@ -342,10 +342,20 @@ class Committer:
             # An agent without a head has nothing else, and no lock that would keep others from creating it meanwhile.
             undecided = [i for i in places if i not in decided and i not in known]
             decided |= {i: Applied() for i in undecided if batches[i].is_empty and batches[i].agent_id not in heads}
+            decided |= await self._without_kept(session, {i: batches[i] for i in undecided if i not in decided})
             todo = {i: batches[i] for i in undecided if i not in decided}
             session.begin_now()
             outcomes = decided | known | await self._write_locked(session, todo, heads)
         return outcomes
+
+    async def _without_kept(self, session: Session, todo: Mapping[int, Batch]) -> dict[int, Outcome]:
+        """The refusals of batches that drop events, for agents without the event that they keep."""
+        drops = {i: batch.drop_events for i, batch in todo.items() if batch.drop_events is not None}
+        if not drops:
+            return {}
+        columns = [todo[i].agent_id for i in drops], [drop.keep for drop in drops.values()]
+        found = {row[0] for row in await session.fetch(self._statements.kept, *columns)}
+        return {i: Refused("events") for i in drops if todo[i].agent_id not in found}
 
     async def _write_locked(
         self, session: Session, todo: Mapping[int, Batch], heads: Mapping[str, HeadAfterRefusal]
@@ -353,6 +363,10 @@ class Committer:
         deletes = [batch for batch in todo.values() if batch.delete and batch.agent_id in heads]
         if deletes:
             await self._delete(session, deletes)
+        drops = [(batch.agent_id, batch.drop_events) for batch in todo.values() if batch.drop_events is not None]
+        if drops:
+            columns = [a for a, _ in drops], [drop.keep for _, drop in drops], [drop.before for _, drop in drops]
+            await session.fetch(self._statements.drop, *columns)
         outcomes: dict[int, Outcome] = {i: Applied() for i, batch in todo.items() if batch.is_empty}
         rest = {i: unconditional(batch) for i, batch in todo.items() if not batch.is_empty}
         if rest:

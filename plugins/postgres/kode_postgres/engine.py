@@ -65,6 +65,7 @@ class PostgresEngine:
 
     name = "postgres"
     keeps_documents = True
+    drops_events = True
 
     def __init__(self, connections: Connections, tables: Tables, *, durable: bool) -> None:
         self.tables = tables

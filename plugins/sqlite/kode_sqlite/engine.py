@@ -80,6 +80,7 @@ class SqliteEngine:
 
     name = "sqlite"
     keeps_documents = True
+    drops_events = True
 
     def __init__(self, options: SqliteOptions, writer: Connection) -> None:
         self._options = options

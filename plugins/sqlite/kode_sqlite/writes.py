@@ -15,6 +15,7 @@ from kode_core.batch import (
     Child,
     DocKind,
     DocWrite,
+    EventDrop,
     EventWrite,
     Info,
     ListHead,
@@ -27,7 +28,7 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError, KodeError
-from kode_sqlite.entries import DOCS, EVENTS_BY_SEQ, INFOS, misled
+from kode_sqlite.entries import DOCS, EVENTS_BY_OFFSET, EVENTS_BY_SEQ, INFOS, misled
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
 from kode_sqlite.leases import Leases
 from kode_sqlite.sound import RAW, TEXT, see, text_of
@@ -113,12 +114,16 @@ class Transaction:
             self._write_info(batch.agent_id, batch.info)
         docs = batch.docs if batch.messages is None else placed_docs(batch.docs, head.messages.kept(batch.messages))
         self._write_docs(batch.agent_id, docs)
+        if batch.drop_events is not None:
+            self._drop_events(batch.agent_id, batch.drop_events)
         offsets = self._append(batch.agent_id, batch.events)
         return Applied(after.messages, after.tool_calls, offsets)
 
     def _refusal(self, batch: Batch, head: _ListsState) -> Refused | None:
         if batch.fence is not None and not self.leases.holds(batch.agent_id, batch.fence):
             return Refused("fence")
+        if batch.drop_events is not None and not self._has_event(batch.agent_id, batch.drop_events.keep):
+            return Refused("events")
         digests = self._digests(batch.agent_id, list(batch.demanded_docs))
         return batch.refusal(head.updated_at, head.messages, head.tool_calls, digests)
 
@@ -297,6 +302,16 @@ class Transaction:
         if row is None or row[0] is None:
             raise CorruptRecordError(f"the events of agent {agent_id!r}", "another row stands where one was to be put")
         return int(row[0])
+
+    def _has_event(self, agent_id: str, offset: int) -> bool:
+        row = self._db.execute('SELECT agent_id FROM kode_events WHERE "offset" = ?', (offset,)).fetchone()
+        return row is not None and row[0] == agent_id
+
+    def _drop_events(self, agent_id: str, drop: EventDrop) -> None:
+        old = (agent_id, drop.before, drop.keep)
+        EVENTS_BY_OFFSET.remove(
+            self._db, "i.agent_id = ? AND i.rowid < ? AND i.rowid <> ?", old, f"the events of agent {agent_id!r}"
+        )
 
     # --- forks
 
