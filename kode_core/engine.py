@@ -297,7 +297,8 @@ async def repair(engine: Engine, agent_id: str | None, progress: Progress = unwa
 class RangesDocs(Protocol):
     """An optional interface of an engine: it keeps documents of the caller's own (DOC clauses).
 
-    ``commit`` then checks ``DocWrite.expect`` in the same atomic step as the write, and refuses a batch by ``docs``.
+    ``commit`` then checks ``DocWrite.expect`` in the same atomic step as the write, and refuses a batch by ``docs``; in
+    that step it also gives the documents with ``DocWrite.at`` their positions, by :func:`~kode_core.batch.placed_docs`.
     """
 
     keeps_documents: bool

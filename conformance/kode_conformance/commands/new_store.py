@@ -76,7 +76,7 @@ _ENGINE: Final = _Kind(
         ("acquire_lease, renew_lease, release_lease, fork, and the fence of commit", "LOCK FORK ID"),
         ("probes, inspect, backup", "OPS DUR"),
         (
-            "keeps_documents, docs_in, and the demands and places of documents in commit; remove DOCUMENTS from lacks",
+            "keeps_documents, docs_in, demands and places of documents in commit; remove DOCUMENTS from lacks",
             "DOC",
         ),
         ("drops_events, and commit of drop_events; remove PRUNING from lacks", "LIFE"),

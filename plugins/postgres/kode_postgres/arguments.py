@@ -260,7 +260,8 @@ def _info_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
 def _doc_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
     last = {(write.kind, write.key): write for write in batch.docs}
     for (kind, key), write in last.items():
-        name, doc = (n, write.at, kind.value, key_hash(key), key), write.doc
+        place = -1 if write.at is None else write.at
+        name, doc = (n, place, kind.value, key_hash(key), key), write.doc
         if doc is None:
             yield (*name, 0, b"", None)
         else:

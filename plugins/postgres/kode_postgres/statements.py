@@ -245,10 +245,13 @@ class WriteStatement:
         ]
 
     def _docs(self, rows: str) -> list[str]:
-        """Write the documents; a row without a body removes its document."""
+        """Write the documents; a row without a body removes its document.
+
+        The time of a document with a place becomes the position of the appended message that has this place.
+        """
         table, time = self._tables.docs, "r.time"
         if Part.MESSAGES in self:
-            time = "coalesce(h.message_count - h.message_append + r.place, r.time)"
+            time = "CASE WHEN r.place < 0 THEN r.time ELSE h.message_count - h.message_append + r.place END"
         given = f"h.agent_id, r.kind, r.key_hash, r.key, {time} AS time, r.digest, r.body"
         return [
             f"given AS MATERIALIZED (SELECT {given} FROM {rows} JOIN head h ON h.n = r.n)",
