@@ -54,6 +54,7 @@ class RecordEngine:
     """
 
     keeps_documents = True
+    finds_any_of = True
 
     def __init__(self, store: RecordStore, *, idle_poll_ms: int | None = None) -> None:
         self.store = store
