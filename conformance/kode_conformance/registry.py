@@ -31,7 +31,9 @@ class Capability(Flag):
     """It is an ``ExtendedStore``."""
     DOCUMENTS = auto()
     """It keeps documents of the caller's own."""
-    ALL = PERSISTENT | CROSS_PROCESS | QUERYABLE | EXTENDED | DOCUMENTS
+    ANY_OF = auto()
+    """Its filters take lists of values."""
+    ALL = PERSISTENT | CROSS_PROCESS | QUERYABLE | EXTENDED | DOCUMENTS | ANY_OF
 
 
 CheckFunction = Callable[[Context], Awaitable[None]]

@@ -51,6 +51,7 @@ NOT_OF_THE_MODEL: Final = {
     **dict.fromkeys(("load_version", "load_session"), "VER-1 asks for them after every write"),
     **dict.fromkeys(("create_agent", "update_info"), "INFO-4 and INFO-5 have races of their own"),
     **dict.fromkeys(DOCUMENT_METHODS, "DOC-1 to DOC-4 have models of their own"),
+    **dict.fromkeys(("count_sessions", "count_messages", "count_tool_calls"), "QRY-10 compares them with queries"),
     "delete_snapshot": "SNAP-2 deletes each of several",
     **dict.fromkeys(("emit", "emit_many"), "EVT-8 emits from several stores; the store chooses the numbers"),
     "fork": "FORK-4 forks at every point",
