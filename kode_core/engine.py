@@ -32,13 +32,14 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.errors import UnsupportedError
-from kode_core.query import AgentStats, RowQuery, SessionQuery
+from kode_core.query import AgentStats, RowQuery, SessionQuery, lists_values
 from kode_core.report import ConnectionUse, RepairResult
 
 __all__ = [
     "CALLER",
     "Caller",
     "Connects",
+    "Counts",
     "Engine",
     "Medium",
     "Notifies",
@@ -46,11 +47,15 @@ __all__ = [
     "RangesDocs",
     "Repairs",
     "Watch",
+    "can_count",
+    "check_any_of",
     "check_documents",
     "check_drops",
     "connection_use",
+    "count",
     "docs_in",
     "drops_events",
+    "finds_any_of",
     "idle_poll_ms",
     "keeps_documents",
     "repair",
@@ -346,3 +351,41 @@ def check_drops(engine: Engine) -> None:
     """Raise UnsupportedError if *engine* would ignore ``Batch.drop_events``."""
     if not drops_events(engine):
         raise UnsupportedError(f"the backend {engine.name} cannot remove a part of an agent's events")
+
+
+def finds_any_of(engine: Engine) -> bool:
+    """Whether *engine* heeds filters with several values, as its attribute ``finds_any_of`` says."""
+    return bool(getattr(engine, "finds_any_of", False))
+
+
+def check_any_of(engine: Engine, query: SessionQuery | RowQuery) -> None:
+    """Raise UnsupportedError if a filter of *query* lists several values, and *engine* does not know such filters."""
+    if lists_values(query) and not finds_any_of(engine):
+        raise UnsupportedError(f"the backend {engine.name} takes one value for each filter; query each value by itself")
+
+
+class Counts(Protocol):
+    """An optional interface of an engine: it counts records without returning them.
+
+    Without it, the store counts the records of page after page.
+    """
+
+    can_count: bool
+    """True; a layer that changes the results of queries says False, unless it counts what it would find."""
+
+    async def count(self, query: SessionQuery | RowQuery) -> int:
+        """The number of records that match, at one instant; the query's order, limit, offset and cursor mean nothing.
+
+        Only the values that records are found by are read, and as few as an index allows.
+        """
+        ...
+
+
+def can_count(engine: Engine) -> bool:
+    """Whether *engine* has the interface :class:`Counts`."""
+    return bool(getattr(engine, "can_count", False))
+
+
+async def count(engine: Engine, query: SessionQuery | RowQuery) -> int:
+    """The number of records that match, of an engine that :func:`can_count`."""
+    return await cast(Counts, engine).count(query)

@@ -7,9 +7,10 @@ InvalidArgumentError and is never ignored (QRY-1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
+from typing import Any, Final, Generic, Literal, TypeAlias, TypedDict, TypeVar
 
 import msgspec
 
@@ -19,28 +20,48 @@ from kode_core.ids import check_agent_id, index_text, nearest, quoted
 from kode_core.metadata import metadata_index
 from kode_core.model import Json
 from kode_core.model.sessions import AgentStats, Session, SessionInfo
+from kode_core.wanted import DEFAULT_LIMIT, Range, RowQuery, SessionQuery, SortBy, Wanted
+from kode_core.wanted import finds_nothing as finds_nothing
+from kode_core.wanted import lists_values as lists_values
+from kode_core.wanted import values_of as values_of
 
 __all__ = [
     "DEFAULT_LIMIT",
     "MAX_LIMIT",
+    "MAX_VALUES",
     "AgentStats",
+    "AnyOf",
+    "MessageConditions",
     "MessageFilter",
     "OnCorrupt",
     "Page",
+    "Range",
+    "RowQuery",
     "Session",
+    "SessionConditions",
     "SessionFilter",
     "SessionInfo",
+    "SessionQuery",
+    "SortBy",
     "Time",
+    "ToolCallConditions",
     "ToolCallFilter",
+    "Wanted",
 ]
 
-DEFAULT_LIMIT: Final = 100
 MAX_LIMIT: Final = 10_000
+MAX_VALUES: Final = 100
+"""The most different values that one filter can list."""
+
+AnyOf: TypeAlias = str | Sequence[str] | AbstractSet[str]
+"""One value, or a list, tuple, set or frozenset of values, of which a record must have one; an empty one finds nothing.
+
+Neither their order nor repeated values matter, and one value in a list is that value.
+"""
 
 Time = int | datetime
 """Milliseconds since the epoch, or an aware datetime (VAL-5)."""
 Order = Literal["desc", "asc"]
-SortBy = Literal["created_at", "updated_at", "message_count"]
 
 OnCorrupt = Literal["raise", "skip"]
 """How a load treats records that cannot be read: it raises CorruptRecordError, or leaves them out and names them."""
@@ -60,38 +81,51 @@ class _Created(TypedDict, total=False):
     created_before: Time
 
 
-class SessionFilter(_Paging, _Created, total=False):
-    """Filters of ``query_sessions``. *After* is inclusive, *before* is exclusive; a session must match all filters.
+class SessionConditions(_Created, total=False):
+    """Filters of ``count_sessions``. *After* is inclusive, *before* is exclusive; a session must match all filters.
 
     ``user_id`` is ``metadata["userId"]``. ``metadata`` compares top-level keys for equality of JSON values: numbers
-    by value (``1`` is ``1.0``), the order of keys does not matter.
+    by value (``1`` is ``1.0``), the order of keys does not matter. A filter that is an :data:`AnyOf` takes a list.
     """
 
-    agent_id: str
-    template_id: str
-    user_id: str
+    agent_id: AnyOf
+    template_id: AnyOf
+    user_id: AnyOf
     metadata: Mapping[str, Json]
     updated_after: Time
     updated_before: Time
+
+
+class SessionFilter(SessionConditions, _Paging, total=False):
+    """Filters of ``query_sessions``: :class:`SessionConditions`, the order, and the page."""
+
     sort_by: SortBy
 
 
-class MessageFilter(_Paging, _Created, total=False):
-    """Filters of ``query_messages``; ``content_type`` finds messages with at least one block of that type."""
+class MessageConditions(_Created, total=False):
+    """Filters of ``count_messages``; ``content_type`` finds messages with at least one block of that type."""
 
-    agent_id: str
-    role: str
-    content_type: str
+    agent_id: AnyOf
+    role: AnyOf
+    content_type: AnyOf
 
 
-class ToolCallFilter(_Paging, _Created, total=False):
-    """Filters of ``query_tool_calls``; ``has_approval`` is ``approval.required``, pending or decided."""
+class MessageFilter(MessageConditions, _Paging, total=False):
+    """Filters of ``query_messages``: :class:`MessageConditions`, the order, and the page."""
 
-    agent_id: str
-    tool_name: str
-    state: str
+
+class ToolCallConditions(_Created, total=False):
+    """Filters of ``count_tool_calls``; ``has_approval`` is ``approval.required``, pending or decided."""
+
+    agent_id: AnyOf
+    tool_name: AnyOf
+    state: AnyOf
     is_error: bool
     has_approval: bool
+
+
+class ToolCallFilter(ToolCallConditions, _Paging, total=False):
+    """Filters of ``query_tool_calls``: :class:`ToolCallConditions`, the order, and the page."""
 
 
 class Page(list[T], Generic[T]):
@@ -116,71 +150,20 @@ class Page(list[T], Generic[T]):
         return page_schema(source, handler)
 
 
-# --- Checked queries, as engines get them -----------------------------------------------------------------------------
-
-
-class Range(msgspec.Struct, frozen=True):
-    """A span of time in milliseconds: from ``start``, inclusive, to ``end``, exclusive; None is open."""
-
-    start: int | None = None
-    end: int | None = None
-
-    def __contains__(self, time: int) -> bool:
-        return (self.start is None or time >= self.start) and (self.end is None or time < self.end)
-
-
-class SessionQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Sessions to find. The order is total: (sort value, agent_id), both descending or both ascending.
-
-    Attributes:
-        metadata: (key, value) as :func:`metadata_index` makes them; the session must have all of them.
-        after: (sort value, agent_id) of the last session on the page before.
-        limit: the maximum number; one more than the caller asked for, to see whether there is a next page.
-    """
-
-    agent_id: str | None = None
-    template_id: str | None = None
-    metadata: tuple[tuple[str, str], ...] = ()
-    created: Range = Range()
-    updated: Range = Range()
-    sort_by: SortBy = "created_at"
-    descending: bool = True
-    limit: int = DEFAULT_LIMIT
-    offset: int = 0
-    after: tuple[int, str] | None = None
-
-
-class RowQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """List rows to find, of all agents or one. The order is (created_at, agent_id, position), as for sessions.
-
-    Attributes:
-        kind: ``messages`` or ``tool_calls``.
-        where: (column, value) pairs that must be equal; columns are the fields of ``MessageIndex`` and
-            ``ToolCallIndex``, and ``content_type`` for a value among ``content_types``.
-        after: (created_at, agent_id, position) of the last row on the page before.
-    """
-
-    kind: Literal["messages", "tool_calls"]
-    agent_id: str | None = None
-    where: tuple[tuple[str, str | bool], ...] = ()
-    created: Range = Range()
-    descending: bool = True
-    limit: int = DEFAULT_LIMIT
-    offset: int = 0
-    after: tuple[int, str, int] | None = None
+# --- Checked queries --------------------------------------------------------------------------------------------------
 
 
 def session_query(filters: SessionFilter) -> SessionQuery:
     """The checked form of *filters*; raises InvalidArgumentError."""
     given = _FilterArguments("sessions", filters, SessionFilter)
     metadata = dict(given.take("metadata", _metadata) or {})
-    user_id = given.take("user_id", _text)
-    pairs = metadata_index(metadata, "the filter metadata")
-    if user_id is not None:
-        pairs += metadata_index({"userId": user_id}, "the filter user_id")
+    pairs: tuple[tuple[str, Wanted], ...] = metadata_index(metadata, "the filter metadata")
+    users = given.any_of("user_id", _user)
+    if users is not None:
+        pairs += ((index_text("userId"), users),)
     query = SessionQuery(
-        agent_id=given.take("agent_id", _agent_id),
-        template_id=given.take("template_id", _indexed),
+        agent_id=given.any_of("agent_id", _agent_id),
+        template_id=given.any_of("template_id", _indexed),
         metadata=pairs,
         created=given.range("created"),
         updated=given.range("updated"),
@@ -193,26 +176,19 @@ def session_query(filters: SessionFilter) -> SessionQuery:
 def message_query(filters: MessageFilter) -> RowQuery:
     """The checked form of *filters*; raises InvalidArgumentError."""
     given = _FilterArguments("messages", filters, MessageFilter)
-    where = given.where(("role", "role", _indexed), ("content_type", "content_type", _indexed))
-    return _row_query(given, where)
+    return _row_query(given, given.where(role=_indexed, content_type=_indexed))
 
 
 def tool_call_query(filters: ToolCallFilter) -> RowQuery:
     """The checked form of *filters*; raises InvalidArgumentError."""
     given = _FilterArguments("tool_calls", filters, ToolCallFilter)
-    where = given.where(
-        ("tool_name", "tool_name", _indexed),
-        ("state", "state", _indexed),
-        ("is_error", "is_error", _bool),
-        ("has_approval", "has_approval", _bool),
-    )
-    return _row_query(given, where)
+    return _row_query(given, given.where(tool_name=_indexed, state=_indexed, is_error=_bool, has_approval=_bool))
 
 
-def _row_query(given: _FilterArguments, where: tuple[tuple[str, str | bool], ...]) -> RowQuery:
+def _row_query(given: _FilterArguments, where: tuple[tuple[str, Wanted | bool], ...]) -> RowQuery:
     query = RowQuery(
         kind=given.kind,
-        agent_id=given.take("agent_id", _agent_id),
+        agent_id=given.any_of("agent_id", _agent_id),
         where=where,
         created=given.range("created"),
         descending=given.descending(),
@@ -244,9 +220,29 @@ class _FilterArguments:
             raise InvalidArgumentError(f"the filter {name} is None; leave it out to not filter by it")
         return check(name, value)
 
-    def where(self, *columns: tuple[str, str, Callable[[str, Any], Any]]) -> tuple[tuple[str, str | bool], ...]:
-        found = ((column, self.take(name, check)) for name, column, check in columns)
-        return tuple((column, value) for column, value in found if value is not None)
+    def any_of(self, name: str, check: Callable[[str, Any], str]) -> Wanted | None:
+        """The value of the filter, or the values of its list in the form that equal lists have."""
+        given = self.take(name, _same)
+        if given is None:
+            return None
+        if type(given) is str:
+            return check(name, given)
+        if type(given) not in _LISTS:
+            raise _wrong(name, "a str, or a list, tuple, set or frozenset of them", given)
+        different = set[str]()
+        for one in given:
+            different.add(_text(f"each value of {name}", one))
+            if len(different) > MAX_VALUES:
+                raise InvalidArgumentError(
+                    f"{name} lists more than {MAX_VALUES} different values; ask for {MAX_VALUES} at a time"
+                )
+        wanted = sorted({check(name, one) for one in different})
+        return wanted[0] if len(wanted) == 1 else tuple(wanted)
+
+    def where(self, **columns: Callable[[str, Any], Any]) -> tuple[tuple[str, Wanted | bool], ...]:
+        """The values of the columns, which have the names of their filters."""
+        found = ((name, (self.take if check is _bool else self.any_of)(name, check)) for name, check in columns.items())
+        return tuple((name, value) for name, value in found if value is not None)
 
     def range(self, name: str) -> Range:
         return Range(self.take(f"{name}_after", time_ms), self.take(f"{name}_before", time_ms))
@@ -287,6 +283,18 @@ def _indexed(name: str, value: Any) -> str:
 
 def _agent_id(_: str, value: Any) -> str:
     return check_agent_id(value)
+
+
+def _user(_: str, value: str) -> str:
+    ((_, indexed),) = metadata_index({"userId": value}, "the filter user_id")
+    return indexed
+
+
+_LISTS: Final = (list, tuple, set, frozenset)
+
+
+def _same(_: str, value: Any) -> Any:
+    return value
 
 
 def _bool(name: str, value: Any) -> bool:

@@ -533,6 +533,13 @@ def test_tool_calls_are_queried(store: str) -> None:
     assert {name for _, name in query("--approval")} == {"book"}
     assert {name for _, name in query("--no-approval", "--all")} == {"weather"}
     assert query("--created-before", "2020-01-01") == []
+    assert query("--tool", "book", "--tool", "weather", "--tool", "none") == query()
+    assert query("--state", "none", "--state", "COMPLETED") == query("--state", "COMPLETED")
+    assert found_by("tool-calls", "--count", "--tool", "book", "--store", store) == {
+        "count": len(query("--tool", "book"))
+    }
+    assert kode("tool-calls", "--count", "--store", store)[0] == f"{len(query('--all'))}\n"
+    assert found_by("sessions", "--count", "--agent", "agt-1", "--agent", "none", "--store", store) == {"count": 1}
     out, _ = kode("tool-calls", "--errors", "--store", store)
     assert out.count("Error: full") == 4
 

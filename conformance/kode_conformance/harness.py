@@ -29,6 +29,7 @@ __all__ = [
     "StoreHarness",
     "declared",
     "find_harness",
+    "finds_any_of",
     "judging",
     "keeps_documents",
     "load_harness",
@@ -247,6 +248,11 @@ def keeps_documents() -> bool:
 def prunes_events() -> bool:
     """True if the store that is judged removes a part of an agent's events."""
     return not {"EXTENDED", "PRUNING"} & _LACKED.get()
+
+
+def finds_any_of() -> bool:
+    """True if filters of the store that is judged take lists of values."""
+    return not {"QUERYABLE", "ANY_OF"} & _LACKED.get()
 
 
 _DECLARED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {

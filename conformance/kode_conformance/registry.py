@@ -33,7 +33,9 @@ class Capability(Flag):
     """It keeps documents of the caller's own."""
     PRUNING = auto()
     """It removes a part of an agent's events."""
-    ALL = PERSISTENT | CROSS_PROCESS | QUERYABLE | EXTENDED | DOCUMENTS | PRUNING
+    ANY_OF = auto()
+    """Its filters take lists of values."""
+    ALL = PERSISTENT | CROSS_PROCESS | QUERYABLE | EXTENDED | DOCUMENTS | PRUNING | ANY_OF
 
 
 CheckFunction = Callable[[Context], Awaitable[None]]

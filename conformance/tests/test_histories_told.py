@@ -53,6 +53,7 @@ NOT_OF_THE_MODEL: Final = {
     **dict.fromkeys(DOCUMENT_METHODS, "DOC-1 to DOC-4 have models of their own"),
     "append_messages_once": "MSG-12 has races of its own",
     **dict.fromkeys(("load_agent", "import_agent"), "LIFE-7 and LIFE-8 compare agents as wholes"),
+    **dict.fromkeys(("count_sessions", "count_messages", "count_tool_calls"), "QRY-10 compares them with queries"),
     "delete_snapshot": "SNAP-2 deletes each of several",
     **dict.fromkeys(("emit", "emit_many"), "EVT-8 emits from several stores; the store chooses the numbers"),
     "fork": "FORK-4 forks at every point",

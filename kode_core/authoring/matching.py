@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from kode_core.batch import Info, MessageIndex
-from kode_core.query import RowQuery, SessionQuery
+from kode_core.query import RowQuery, SessionQuery, Wanted, values_of
 
-__all__ = ["page", "row_matches", "session_matches"]
+__all__ = ["is_wanted", "page", "row_matches", "session_matches"]
 
 K = TypeVar("K", bound=tuple[Any, ...])
 
@@ -17,15 +17,24 @@ K = TypeVar("K", bound=tuple[Any, ...])
 V = TypeVar("V")
 
 
+def is_wanted(value: str, wanted: Wanted | None) -> bool:
+    """True if *value* is the wanted one, or one of the wanted ones; None wants any."""
+    return value == wanted if isinstance(wanted, str) else wanted is None or value in wanted
+
+
 def session_matches(agent_id: str, info: Info, updated_at: int, query: SessionQuery) -> bool:
     """True if an agent matches the filters of a query."""
     return (
-        query.agent_id in (None, agent_id)
-        and query.template_id in (None, info.template_id)
-        and set(query.metadata) <= set(info.metadata)
+        is_wanted(agent_id, query.agent_id)
+        and is_wanted(info.template_id, query.template_id)
+        and (not query.metadata or _has_metadata(set(info.metadata), query))
         and info.created_at in query.created
         and updated_at in query.updated
     )
+
+
+def _has_metadata(pairs: set[tuple[str, str]], query: SessionQuery) -> bool:
+    return all(any((key, one) in pairs for one in values_of(value)) for key, value in query.metadata)
 
 
 def row_matches(created_at: int, index: object, query: RowQuery) -> bool:
@@ -33,10 +42,12 @@ def row_matches(created_at: int, index: object, query: RowQuery) -> bool:
     return created_at in query.created and all(_holds(index, name, value) for name, value in query.where)
 
 
-def _holds(index: object, name: str, value: str | bool) -> bool:
+def _holds(index: object, name: str, wanted: Wanted | bool) -> bool:
+    if isinstance(wanted, bool):
+        return bool(getattr(index, name) == wanted)
     if name == "content_type":
-        return isinstance(index, MessageIndex) and value in index.content_types
-    return bool(getattr(index, name) == value)
+        return isinstance(index, MessageIndex) and any(is_wanted(one, wanted) for one in index.content_types)
+    return is_wanted(getattr(index, name), wanted)
 
 
 def page(found: Iterable[tuple[K, V]], query: SessionQuery | RowQuery) -> list[V]:

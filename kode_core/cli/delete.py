@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from kode_core.cli.opening import StoreOption, open_store
-from kode_core.cli.options import MetadataOption, TemplateOption, UserOption, given, metadata_filter, time_option
+from kode_core.cli.options import MetadataOption, TemplatesOption, UsersOption, given, metadata_filter, time_option
 from kode_core.cli.output import count, print_note, show, visible, watched
 from kode_core.cli.queries import run
 from kode_core.cli.sessions import session_table
@@ -38,8 +38,8 @@ def delete(
             "Only agents whose messages, tool calls and info last changed (updated_at) before that, as in 90d.",
         ),
     ] = None,
-    template: TemplateOption = None,
-    user: UserOption = None,
+    template: TemplatesOption = None,
+    user: UsersOption = None,
     metadata: MetadataOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the agents, and delete nothing.")] = False,

@@ -12,6 +12,7 @@ from kode_core.cli.conversation import brief, conversation_texts
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
     AllOption,
+    CountOption,
     CreatedAfter,
     CreatedBefore,
     CursorOption,
@@ -22,7 +23,7 @@ from kode_core.cli.options import (
     given,
 )
 from kode_core.cli.output import print_json, show, utc
-from kode_core.cli.queries import fetch, report, run
+from kode_core.cli.queries import fetch, report, report_count, run
 from kode_core.cli.tables import table
 from kode_core.errors import AgentNotFoundError
 from kode_core.model import Message, StoredMessage
@@ -40,9 +41,14 @@ EXAMPLES: Final = (
 
 def messages(
     agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="The id of an agent.")] = None,
-    role: Annotated[str | None, filter_option(metavar="ROLE", help="user, assistant or system.")] = None,
+    role: Annotated[
+        list[str] | None, filter_option(metavar="ROLE", help="user, assistant or system. May be repeated.")
+    ] = None,
     content_type: Annotated[
-        str | None, filter_option(metavar="TYPE", help="With a block of that type: text, tool_use, tool_result, …")
+        list[str] | None,
+        filter_option(
+            metavar="TYPE", help="With a block of that type: text, tool_use, tool_result, … May be repeated."
+        ),
     ] = None,
     created_after: CreatedAfter = None,
     created_before: CreatedBefore = None,
@@ -51,6 +57,7 @@ def messages(
     offset: OffsetOption = None,
     cursor: CursorOption = None,
     everything: AllOption = False,
+    count: CountOption = False,
     full: Annotated[bool, typer.Option("--full", help="Show a conversation without shortening it.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -69,6 +76,9 @@ def messages(
         offset=offset,
         cursor=cursor,
     )
+    if count:
+        report_count(run(_count(store, {**given(agent_id=agent), **filters})), as_json)
+        return
     if agent is not None and not filters and not everything:
         _show_conversation(agent, run(_load(store, agent)), full, as_json)
         return
@@ -108,6 +118,11 @@ async def require_agent(store: Store, agent_id: str) -> None:
     """Raise AgentNotFoundError unless the agent has info."""
     if not await store.exists(agent_id):
         raise AgentNotFoundError(agent_id)
+
+
+async def _count(target: str | None, filters: dict[str, Any]) -> int:
+    async with open_store(target) as store:
+        return await store.count_messages(**filters)
 
 
 async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) -> Page[StoredMessage]:

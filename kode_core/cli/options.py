@@ -15,8 +15,9 @@ from kode_core.model import Json, now_ms
 
 __all__ = [
     "AgentArgument",
-    "AgentOption",
+    "AgentsOption",
     "AllOption",
+    "CountOption",
     "CreatedAfter",
     "CreatedBefore",
     "CursorOption",
@@ -24,8 +25,8 @@ __all__ = [
     "MetadataOption",
     "OffsetOption",
     "OrderOption",
-    "TemplateOption",
-    "UserOption",
+    "TemplatesOption",
+    "UsersOption",
     "filter_option",
     "given",
     "metadata_filter",
@@ -78,10 +79,15 @@ def paging_option(*names: str, metavar: str | None = None, **more: Any) -> Any:
 
 
 AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="The id of the agent.")]
-AgentOption = Annotated[str | None, filter_option("--agent", metavar="ID", help="Only this agent.")]
-TemplateOption = Annotated[str | None, filter_option("--template", metavar="ID", help="Only agents of this template.")]
-UserOption = Annotated[
-    str | None, filter_option("--user", metavar="ID", help="Only agents whose metadata has this userId.")
+AgentsOption = Annotated[
+    list[str] | None, filter_option("--agent", metavar="ID", help="Only this agent. May be repeated.")
+]
+TemplatesOption = Annotated[
+    list[str] | None, filter_option("--template", metavar="ID", help="Only agents of this template. May be repeated.")
+]
+UsersOption = Annotated[
+    list[str] | None,
+    filter_option("--user", metavar="ID", help="Only agents whose metadata has this userId. May be repeated."),
 ]
 MetadataOption = Annotated[
     list[str] | None,
@@ -105,12 +111,13 @@ OffsetOption = Annotated[int | None, paging_option("--offset", metavar="N", help
 CursorOption = Annotated[
     str | None, paging_option("--cursor", metavar="TEXT", help="Continue after the page with this nextCursor.")
 ]
+CountOption = Annotated[bool, paging_option("--count", help="Only the number of results.")]
 AllOption = Annotated[bool, paging_option("--all", help="All results.")]
 
 
 def given(**filters: Any) -> dict[str, Any]:
-    """The filters that are not None."""
-    return {name: value for name, value in filters.items() if value is not None}
+    """The filters that were given: neither None nor an option that may be repeated and was left out."""
+    return {name: value for name, value in filters.items() if value is not None and value != []}
 
 
 def metadata_filter(pairs: Sequence[str] | None) -> dict[str, Json] | None:

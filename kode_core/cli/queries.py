@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from kode_core.cli.output import count, print_json, print_note, show, wire
 from kode_core.query import Page
 
-__all__ = ["fetch", "report", "run"]
+__all__ = ["fetch", "report", "report_count", "run"]
 
 T = TypeVar("T")
 
@@ -67,3 +67,11 @@ def report(
         show(draw(page))
     more = f"; there are more: {following}" if page.next_cursor else ""
     print_note(f"{count(len(page), noun)}{more}")
+
+
+def report_count(number: int, as_json: bool) -> None:
+    """Print the number of results."""
+    if as_json:
+        print_json({"count": number})
+    else:
+        show(f"{number}")

@@ -8,8 +8,9 @@ from rich.console import RenderableType
 
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
-    AgentOption,
+    AgentsOption,
     AllOption,
+    CountOption,
     CreatedAfter,
     CreatedBefore,
     CursorOption,
@@ -17,15 +18,15 @@ from kode_core.cli.options import (
     MetadataOption,
     OffsetOption,
     OrderOption,
-    TemplateOption,
-    UserOption,
+    TemplatesOption,
+    UsersOption,
     given,
     metadata_filter,
     paging_option,
     time_option,
 )
 from kode_core.cli.output import printed, utc
-from kode_core.cli.queries import fetch, report, run
+from kode_core.cli.queries import fetch, report, report_count, run
 from kode_core.cli.tables import table
 from kode_core.query import Page, SessionInfo
 
@@ -39,9 +40,9 @@ EXAMPLES: Final = (
 
 
 def sessions(
-    agent: AgentOption = None,
-    template: TemplateOption = None,
-    user: UserOption = None,
+    agent: AgentsOption = None,
+    template: TemplatesOption = None,
+    user: UsersOption = None,
     metadata: MetadataOption = None,
     created_after: CreatedAfter = None,
     created_before: CreatedBefore = None,
@@ -55,6 +56,7 @@ def sessions(
     offset: OffsetOption = None,
     cursor: CursorOption = None,
     everything: AllOption = False,
+    count: CountOption = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -74,8 +76,16 @@ def sessions(
         offset=offset,
         cursor=cursor,
     )
+    if count:
+        report_count(run(_count(store, filters)), as_json)
+        return
     page = run(_fetch(store, filters, everything))
     report(page, "session", "sessions", as_json, session_table)
+
+
+async def _count(target: str | None, filters: dict[str, Any]) -> int:
+    async with open_store(target) as store:
+        return await store.count_sessions(**filters)
 
 
 async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) -> Page[SessionInfo]:

@@ -11,6 +11,7 @@ from kode_core.cli.conversation import arguments
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
     AllOption,
+    CountOption,
     CreatedAfter,
     CreatedBefore,
     CursorOption,
@@ -21,7 +22,7 @@ from kode_core.cli.options import (
     given,
 )
 from kode_core.cli.output import one_line, printed, state_text, utc
-from kode_core.cli.queries import fetch, report, run
+from kode_core.cli.queries import fetch, report, report_count, run
 from kode_core.cli.tables import table
 from kode_core.model import StoredToolCall
 from kode_core.query import Page
@@ -30,6 +31,7 @@ __all__ = ["EXAMPLES", "tool_calls"]
 
 EXAMPLES: Final = (
     "kode tool-calls --errors",
+    "kode tool-calls --state FAILED --state DENIED --count",
     "kode tool-calls tau-000-0 --order asc",
     "kode tool-calls --tool book_reservation --state COMPLETED --json",
 )
@@ -37,9 +39,12 @@ EXAMPLES: Final = (
 
 def tool_calls(
     agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="The id of an agent.")] = None,
-    tool: Annotated[str | None, filter_option(metavar="NAME", help="Only calls of this tool.")] = None,
+    tool: Annotated[
+        list[str] | None, filter_option(metavar="NAME", help="Only calls of this tool. May be repeated.")
+    ] = None,
     state: Annotated[
-        str | None, filter_option(metavar="STATE", help="COMPLETED, FAILED, PENDING, … as stored.")
+        list[str] | None,
+        filter_option(metavar="STATE", help="COMPLETED, FAILED, PENDING, … as stored. May be repeated."),
     ] = None,
     errors: Annotated[
         bool | None, filter_option("--errors/--no-errors", help="Only calls that failed, or did not.")
@@ -54,6 +59,7 @@ def tool_calls(
     offset: OffsetOption = None,
     cursor: CursorOption = None,
     everything: AllOption = False,
+    count: CountOption = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -71,8 +77,16 @@ def tool_calls(
         offset=offset,
         cursor=cursor,
     )
+    if count:
+        report_count(run(_count(store, filters)), as_json)
+        return
     page = run(_fetch(store, filters, everything))
     report(page, "tool call", "toolCalls", as_json, _table)
+
+
+async def _count(target: str | None, filters: dict[str, Any]) -> int:
+    async with open_store(target) as store:
+        return await store.count_tool_calls(**filters)
 
 
 async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) -> Page[StoredToolCall]:

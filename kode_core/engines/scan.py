@@ -5,12 +5,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator
 
-from kode_core.authoring.matching import page, row_matches, session_matches
+from kode_core.authoring.matching import is_wanted, page, row_matches, session_matches
 from kode_core.batch import FoundRow, ListKind, SessionRow
 from kode_core.engines.state import AgentState
 from kode_core.query import RowQuery, SessionQuery
 
-__all__ = ["agent_ids", "find_rows", "find_sessions", "stored_ids"]
+__all__ = ["agent_ids", "count", "find_rows", "find_sessions", "stored_ids"]
 
 
 def agent_ids(states: Iterable[AgentState], prefix: str, after: str | None, limit: int) -> list[str]:
@@ -39,12 +39,20 @@ def _session_key(row: SessionRow, query: SessionQuery) -> tuple[int, str]:
     return getattr(row, query.sort_by), row.agent_id
 
 
-def find_rows(states: Iterable[AgentState], query: RowQuery) -> list[FoundRow]:
-    found = (
+def _rows(states: Iterable[AgentState], query: RowQuery) -> Iterator[tuple[tuple[int, str, int], FoundRow]]:
+    return (
         ((row.created_at, state.agent_id, position), FoundRow(state.agent_id, position, row.created_at, row.body))
         for state in states
-        if query.agent_id is None or query.agent_id == state.agent_id
+        if is_wanted(state.agent_id, query.agent_id)
         for position, row in enumerate(state.lists[ListKind(query.kind)].rows)
         if row_matches(row.created_at, row.index, query)
     )
-    return page(found, query)
+
+
+def find_rows(states: Iterable[AgentState], query: RowQuery) -> list[FoundRow]:
+    return page(_rows(states, query), query)
+
+
+def count(states: Iterable[AgentState], query: SessionQuery | RowQuery) -> int:
+    found = _sessions(states, query) if isinstance(query, SessionQuery) else _rows(states, query)
+    return sum(1 for _ in found)

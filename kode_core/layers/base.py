@@ -32,9 +32,12 @@ from kode_core.engine import (
     Medium,
     Progress,
     Watch,
+    can_count,
     connection_use,
+    count,
     docs_in,
     drops_events,
+    finds_any_of,
     idle_poll_ms,
     keeps_documents,
     repair,
@@ -112,11 +115,26 @@ class Layer:
     async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
         return await self.around("stored_ids", self.inner.stored_ids, after, limit)
 
+    @property
+    def finds_any_of(self) -> bool:
+        """Whether the engine inside heeds filters with several values."""
+        return finds_any_of(self.inner)
+
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
         return await self.around("find_sessions", self.inner.find_sessions, query)
 
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
         return await self.around("find_rows", self.inner.find_rows, query)
+
+    @property
+    def can_count(self) -> bool:
+        """Whether the engine inside counts records. False in a layer that overrides a query: it may find others."""
+        is_query_same = type(self).find_sessions is Layer.find_sessions and type(self).find_rows is Layer.find_rows
+        return can_count(self.inner) and (is_query_same or type(self).count is not Layer.count)
+
+    async def count(self, query: SessionQuery | RowQuery) -> int:
+        """See :class:`kode_core.engine.Counts`."""
+        return await self.around("count", partial(count, self.inner), query)
 
     async def stats(self, agent_id: str) -> AgentStats:
         return await self.around("stats", self.inner.stats, agent_id)

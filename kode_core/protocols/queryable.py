@@ -12,7 +12,17 @@ from kode_core.model import (
 )
 from kode_core.protocols.methods import to_be_implemented
 from kode_core.protocols.store import Store
-from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
+from kode_core.query import (
+    AgentStats,
+    MessageConditions,
+    MessageFilter,
+    Page,
+    SessionConditions,
+    SessionFilter,
+    SessionInfo,
+    ToolCallConditions,
+    ToolCallFilter,
+)
 
 __all__ = ["QueryableStore"]
 
@@ -32,6 +42,18 @@ class QueryableStore(Store, Protocol):
 
     async def query_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> Page[StoredToolCall]:
         """Matching tool calls, newest first, each with its agent and position."""
+        ...
+
+    async def count_sessions(self, **filters: Unpack[SessionConditions]) -> int:
+        """The number of matching agents (QRY-10). Its cost grows with the matches, not with the store."""
+        ...
+
+    async def count_messages(self, **filters: Unpack[MessageConditions]) -> int:
+        """The number of matching messages."""
+        ...
+
+    async def count_tool_calls(self, **filters: Unpack[ToolCallConditions]) -> int:
+        """The number of matching tool calls."""
         ...
 
     def iter_sessions(self, **filters: Unpack[SessionFilter]) -> AsyncIterator[SessionInfo]:

@@ -14,6 +14,7 @@ from kode_core.model import (
 from kode_core.operation import Observer
 from kode_core.protocols import Lease
 from kode_core.store.context import Context, Opener
+from kode_core.store.counts import Counting
 from kode_core.store.deletions import Deletions
 from kode_core.store.documents import Documents
 from kode_core.store.edits import MessageEdits
@@ -69,6 +70,7 @@ class StoreBase:
         self._writer = Writer(context, memory, self._appender)
         self._reader = Reader(context, memory)
         self._search = Search(context)
+        self._counting = Counting(context)
         self._list_parts = Parts(context, self._reader)
         self._edits = MessageEdits(context, self._reader, self._writer)
         self._documents = Documents(context, self._writer)

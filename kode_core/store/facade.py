@@ -27,7 +27,17 @@ from kode_core.model import (
     TodoSnapshot,
 )
 from kode_core.protocols import EventStream, ExtendedStore, Heartbeat, Lease
-from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
+from kode_core.query import (
+    AgentStats,
+    MessageConditions,
+    MessageFilter,
+    Page,
+    SessionConditions,
+    SessionFilter,
+    SessionInfo,
+    ToolCallConditions,
+    ToolCallFilter,
+)
 from kode_core.report import ConsistencyCheckResult, ConsistencyIssue, RepairResult, StoreHealthStatus, StoreMetrics
 
 # Imported here and not inside the methods: a process without free descriptors cannot import.
@@ -211,6 +221,15 @@ class EngineStore(AgentMethods, ExtendedStore):
 
     async def query_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> Page[StoredToolCall]:
         return await self._query("query_tool_calls", self._search.tool_calls, filters)
+
+    async def count_sessions(self, **filters: Unpack[SessionConditions]) -> int:
+        return await self._query("count_sessions", self._counting.sessions, filters)
+
+    async def count_messages(self, **filters: Unpack[MessageConditions]) -> int:
+        return await self._query("count_messages", self._counting.messages, filters)
+
+    async def count_tool_calls(self, **filters: Unpack[ToolCallConditions]) -> int:
+        return await self._query("count_tool_calls", self._counting.tool_calls, filters)
 
     def iter_sessions(self, **filters: Unpack[SessionFilter]) -> AsyncIterator[SessionInfo]:
         return every(self.query_sessions, filters)

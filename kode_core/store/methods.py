@@ -22,7 +22,10 @@ _GROUPS: Final[dict[Group, str]] = {
         list_snapshots load_info exists read_messages load_session load_version load_agent
         load_document list_documents list_document_keys iter_documents
     """,
-    "queries": "query_sessions query_messages query_tool_calls aggregate_stats list",
+    "queries": """
+        query_sessions query_messages query_tool_calls count_sessions count_messages count_tool_calls
+        aggregate_stats list
+    """,
     "deletes": "delete delete_many delete_snapshot delete_document prune",
     "other": "backup check_consistency repair get_metrics acquire_agent_lock renew_agent_lock release_agent_lock",
 }

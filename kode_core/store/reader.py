@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from kode_core.batch import Doc, DocKind, Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
+from kode_core.engine import check_any_of
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
 from kode_core.ids import MAX_AGENT_ID_BYTES, is_shortened, plain_text, prefix_end, row_name
 from kode_core.large import decode_in_slices, decode_list_in_slices, decode_run_in_slices
@@ -31,6 +32,7 @@ from kode_core.query import (
     RowQuery,
     SessionInfo,
     SessionQuery,
+    finds_nothing,
     message_query,
     page_cursor,
     session_query,
@@ -223,6 +225,7 @@ class Search:
 
     async def sessions(self, filters: Any) -> Page[SessionInfo]:
         query = session_query(filters)
+        check_any_of(self._context.engine, query)
         return await _page(
             query,
             self._context.engine.find_sessions,
@@ -238,6 +241,7 @@ class Search:
         return await self._rows(tool_call_query(filters), _stored_tool_call)
 
     async def _rows(self, query: RowQuery, item: Callable[[FoundRow, Pace], Awaitable[T]]) -> Page[T]:
+        check_any_of(self._context.engine, query)
         return await _page(
             query,
             self._context.engine.find_rows,
@@ -300,7 +304,7 @@ async def _page(
     characters = 0
     cursor: str | None = None
     asked, most = query, query.limit
-    while len(items) < query.limit:
+    while len(items) < query.limit and not finds_nothing(query):
         rows = await find(replace(asked, limit=most + 1))
         left_out += left_out_of(rows)
         shown = 0

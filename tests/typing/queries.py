@@ -22,11 +22,17 @@ async def pages(store: ExtendedStore) -> None:
     for call in await store.query_tool_calls(is_error=True, tool_name="search", created_before=1_735_689_600_000):
         assert_type(call, StoredToolCall)
         print(call.agent_id, call.error)
+    await store.query_messages(role=["user", "system"], agent_id={"a", "b"}, content_type=("text",))
+    assert_type(await store.count_messages(role=["user", "system"]), int)
+    assert_type(await store.count_sessions(template_id=frozenset({"travel"}), metadata={"tier": "gold"}), int)
+    assert_type(await store.count_tool_calls(state="FAILED", is_error=True), int)
     given: SessionFilter = {"template_id": "travel", "limit": 5}
     await store.query_sessions(**given)
 
     await store.query_sessions(user="u-7")  # refused: call-arg
     await store.query_sessions(user_id=None)  # refused: arg-type
+    await store.query_sessions(user_id=[1])  # refused: list-item
+    await store.count_sessions(limit=5)  # refused: call-arg
     await store.query_sessions(order="up")  # refused: arg-type
     await store.query_sessions(sort_by="name")  # refused: arg-type
     await store.query_messages(created_after="2025-01-01")  # refused: arg-type

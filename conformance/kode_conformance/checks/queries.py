@@ -139,7 +139,7 @@ async def wrong_filters_are_refused(ctx: Context) -> None:
             {"role": "user"},
             {"user_id": 5},
         ],
-        "query_messages": [{"role": 5}, {"content_type": ["text"]}, {"template_id": "x"}, {"sort_by": "created_at"}],
+        "query_messages": [{"role": 5}, {"content_type": [5]}, {"template_id": "x"}, {"sort_by": "created_at"}],
         "query_tool_calls": [{"is_error": "yes"}, {"is_error": 1}, {"has_approval": None}, {"tool": "x"}, {"state": 1}],
     }
     for method, filters in own.items():

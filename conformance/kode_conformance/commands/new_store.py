@@ -64,7 +64,7 @@ _ENGINE: Final = _Kind(
     suffix="Engine",
     written=frozenset({"close"}),
     create="create_extended_store",
-    lacks='{"DOCUMENTS", "PRUNING"}',
+    lacks='{"ANY_OF", "DOCUMENTS", "PRUNING"}',
     steps=(
         ("docs, and commit of documents and of delete", "TODO HIS MED"),
         ("events, last_event, and commit of events", "EVT"),
@@ -75,6 +75,7 @@ _ENGINE: Final = _Kind(
         ("agent_ids, stored_ids, find_sessions, find_rows, stats, totals", "INFO VER LIFE QRY"),
         ("acquire_lease, renew_lease, release_lease, fork, and the fence of commit", "LOCK FORK ID"),
         ("probes, inspect, backup", "OPS DUR"),
+        ("finds_any_of, and queries with several values of a filter; remove ANY_OF from lacks", "QRY"),
         (
             "keeps_documents, docs_in, demands and places of documents in commit; remove DOCUMENTS from lacks",
             "DOC",

@@ -135,7 +135,7 @@ def _messages_found(model: StoreModel, filters: Mapping[str, Any]) -> list[Store
         StoredMessage(agent_id=agent_id, position=i, created_at=created_at, **_fields(message))
         for agent_id, agent in model.agents.items()
         for i, (message, created_at) in enumerate(zip(agent.messages, agent.learned.times, strict=False))
-        if "agent_id" not in filters or filters["agent_id"] == agent_id
+        if "agent_id" not in filters or agent_id in _several(filters["agent_id"])
     ]
     return sorted((m for m in found if _matches(m, filters, _row_value)), key=_place)
 
@@ -145,7 +145,7 @@ def _calls_found(model: StoreModel, filters: Mapping[str, Any]) -> list[StoredTo
         StoredToolCall(agent_id=agent_id, position=i, **_fields(call))
         for agent_id, agent in model.agents.items()
         for i, call in enumerate(agent.tool_calls)
-        if "agent_id" not in filters or filters["agent_id"] == agent_id
+        if "agent_id" not in filters or agent_id in _several(filters["agent_id"])
     ]
     return sorted((c for c in found if _matches(c, filters, _row_value)), key=_place)
 
@@ -187,8 +187,12 @@ def _holds(record: Any, name: str, wanted: Any, value_of: Callable[[Any, str], A
     if name == "metadata":
         return all(key in record.metadata and same_json(record.metadata[key], v) for key, v in wanted.items())
     if name == "content_type":
-        return wanted in content_types(record)
-    return same_json(value_of(record, name), wanted)
+        return not content_types(record).isdisjoint(_several(wanted))
+    return any(same_json(value_of(record, name), one) for one in _several(wanted))
+
+
+def _several(wanted: Any) -> Iterable[Any]:
+    return wanted if isinstance(wanted, (list, tuple, set, frozenset)) else (wanted,)
 
 
 def _session_value(session: SessionInfo, name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, cast
 from msgspec.structs import replace
 
 from kode_conformance.context import Violation, difference
+from kode_conformance.harness import finds_any_of
 from kode_conformance.histories.answers import answer, content_types
 from kode_conformance.histories.model import AgentModel, StoreModel
 from kode_core.model import CHANNELS, Bookmark
@@ -224,6 +225,8 @@ def _singles(kind: str, known: Known, turn: int) -> list[dict[str, Any]]:
         else:
             values = known.values(kind, name, turn, 5) or [_NOBODY[name]]
             found += [{name: value} for value in values]
+            if finds_any_of() and name != "metadata":
+                found.append({name: [*values[turn % 2 :], _NOBODY[name], *values[:1]]})
     return found
 
 

@@ -65,6 +65,8 @@ async def absence_problem(harness: StoreHarness, lacked: Capability) -> str:
                 return await _not_kept(context)
             if lacked is Capability.PRUNING:
                 return await _not_pruned(context)
+            if lacked is Capability.ANY_OF:
+                return await _not_taken(context)
             return await _not_shared(context, lacked)
     except NotImplementedError as exc:
         return f"the store is not far enough to see it: {exc}"
@@ -106,6 +108,18 @@ async def _not_pruned(context: Context) -> str:
     except (UnsupportedError, NotImplementedError):
         return ""
     return "a prune of events is not refused, but the harness says that the store lacks PRUNING: remove it from lacks"
+
+
+async def _not_taken(context: Context) -> str:
+    """A store whose filters take one value refuses a list; one that ignored it would find too much."""
+    store: object = context.store
+    if not isinstance(store, QueryableStore):
+        return ""
+    try:
+        await store.query_sessions(template_id=["one", "two"])
+    except (UnsupportedError, NotImplementedError):
+        return ""
+    return "a list of two values is not refused, but the harness says that the store lacks ANY_OF: remove it from lacks"
 
 
 async def _not_shared(context: Context, lacked: Capability) -> str:

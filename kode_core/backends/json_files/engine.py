@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
+from kode_core.authoring.matching import is_wanted
 from kode_core.backends.json_files import checks
 from kode_core.backends.json_files.children import copy_docs, fork, remove
 from kode_core.backends.json_files.copies import FolderCopy
@@ -53,7 +54,7 @@ from kode_core.engine import Medium, Progress, unwatched
 from kode_core.engines import scan
 from kode_core.engines.state import AgentState
 from kode_core.errors import OutcomeUnknownError, StorageError, StoreBusyError
-from kode_core.query import AgentStats, RowQuery, SessionQuery
+from kode_core.query import AgentStats, RowQuery, SessionQuery, Wanted
 
 __all__ = ["JsonFilesEngine", "PreparedWrite"]
 
@@ -77,6 +78,8 @@ class JsonFilesEngine:
     name = "json"
     keeps_documents = True
     drops_events = True
+    finds_any_of = True
+    can_count = True
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -299,20 +302,28 @@ class JsonFilesEngine:
         found = await self._found(query.agent_id, search)
         return Found((replace(row, body=body) for row, body in found), found.left_out)
 
+    async def count(self, query: SessionQuery | RowQuery) -> int:
+        counts = list[int]()
+        await self._found(
+            query.agent_id,
+            lambda states: counts.append(scan.count(states, query)) or [],  # type: ignore[func-returns-value]
+        )
+        return counts[-1]
+
     async def _found(
-        self, agent_id: str | None, search: Callable[[Iterator[AgentState]], list[tuple[str, Body, T]]]
+        self, wanted: Wanted | None, search: Callable[[Iterator[AgentState]], list[tuple[str, Body, T]]]
     ) -> Found[tuple[T, Body]]:
-        """The results of *search* over the states of all agents, or of one, with the texts of the bodies."""
+        """The results of *search* over the states of all agents, or some, with the texts of the bodies."""
 
         def states(seen: dict[str, tuple[Journal, str]], left_out: list[str]) -> Generator[AgentState, None, None]:
-            if agent_id is None:
-                for journal, _ in self.folder.sound_journals(left_out):
+            if not isinstance(wanted, str):
+                for journal, _ in self.folder.sound_journals(left_out, lambda agent_id: is_wanted(agent_id, wanted)):
                     seen[journal.state.agent_id] = (journal, journal.generation)
                     yield journal.state
                 return
-            with self.folder.reading(agent_id) as (journal, _):
+            with self.folder.reading(wanted) as (journal, _):
                 if journal.end:
-                    seen[agent_id] = (journal, journal.generation)
+                    seen[wanted] = (journal, journal.generation)
                     yield journal.state
 
         def call() -> Found[tuple[T, Body]]:

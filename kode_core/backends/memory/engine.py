@@ -80,6 +80,8 @@ class MemoryEngine:
     name = "memory"
     keeps_documents = True
     drops_events = True
+    finds_any_of = True
+    can_count = True
 
     def __init__(self, space: MemorySpace | None = None) -> None:
         self._space = space or MemorySpace()
@@ -159,6 +161,10 @@ class MemoryEngine:
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
         with self._space.lock:
             return scan.find_rows(self._space.states.values(), query)
+
+    async def count(self, query: SessionQuery | RowQuery) -> int:
+        with self._space.lock:
+            return scan.count(self._space.states.values(), query)
 
     async def stats(self, agent_id: str) -> AgentStats:
         with self._space.lock:

@@ -55,6 +55,7 @@ class RecordEngine:
     """
 
     keeps_documents = True
+    finds_any_of = True
 
     def __init__(self, store: RecordStore, *, idle_poll_ms: int | None = None) -> None:
         self.store = store

@@ -284,7 +284,7 @@ class RecordReads:
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
         """The rows that match. Rows of a single agent are read at one instant: no write shows in part (MSG-1)."""
         await self._recovery.recover()
-        if query.agent_id is None:
+        if not isinstance(query.agent_id, str):
             return await self._search(query)
 
         async def read(instant: Instant) -> Sequence[FoundRow]:

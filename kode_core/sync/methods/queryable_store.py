@@ -6,7 +6,17 @@ from typing import Unpack
 
 from kode_core.engine import Progress
 from kode_core.model import StoredMessage, StoredToolCall
-from kode_core.query import AgentStats, MessageFilter, Page, SessionFilter, SessionInfo, ToolCallFilter
+from kode_core.query import (
+    AgentStats,
+    MessageConditions,
+    MessageFilter,
+    Page,
+    SessionConditions,
+    SessionFilter,
+    SessionInfo,
+    ToolCallConditions,
+    ToolCallFilter,
+)
 from kode_core.sync.iterators import SyncIterator
 from kode_core.sync.methods.store import StoreMethods
 
@@ -27,6 +37,18 @@ class QueryableStoreMethods(StoreMethods):
     def query_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> Page[StoredToolCall]:
         """Matching tool calls, newest first, each with its agent and position."""
         return self._call(lambda store: store.query_tool_calls(**filters))
+
+    def count_sessions(self, **filters: Unpack[SessionConditions]) -> int:
+        """The number of matching agents (QRY-10). Its cost grows with the matches, not with the store."""
+        return self._call(lambda store: store.count_sessions(**filters))
+
+    def count_messages(self, **filters: Unpack[MessageConditions]) -> int:
+        """The number of matching messages."""
+        return self._call(lambda store: store.count_messages(**filters))
+
+    def count_tool_calls(self, **filters: Unpack[ToolCallConditions]) -> int:
+        """The number of matching tool calls."""
+        return self._call(lambda store: store.count_tool_calls(**filters))
 
     def iter_sessions(self, **filters: Unpack[SessionFilter]) -> SyncIterator[SessionInfo]:
         """All matching agents, without a limit; takes no ``limit``, ``offset`` or ``cursor`` (QRY-6)."""

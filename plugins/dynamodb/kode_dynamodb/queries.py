@@ -6,7 +6,7 @@ A global index lags behind the table. Its entries are looked up in the table, an
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -16,7 +16,7 @@ from kode_core.authoring.parallel import each
 from kode_core.authoring.reading import unless_damaged
 from kode_core.batch import Found, SessionRow, Totals
 from kode_core.engines.record.store import FoundItem, ItemsPlace
-from kode_core.query import Range, RowQuery, SessionQuery
+from kode_core.query import Range, RowQuery, SessionQuery, values_of
 from kode_dynamodb.connection import ALL, LOOKING, Connection, Record, Sizes, first_of
 from kode_dynamodb.values import (
     INDEX_PREFIX,
@@ -92,19 +92,17 @@ class Queries:
     async def _entries(
         self,
         index: str,
-        pks: Sequence[str],
-        span: tuple[str, str],
+        pks: Mapping[str, tuple[str, str]],
         *,
         descending: bool = False,
         sizes: Sizes = ALL,
         filtered: Filter = NO_FILTER,
     ) -> AsyncIterator[Record]:
-        """The entries of an index in their order, from the first key to the last, both inclusive."""
+        """The entries of partitions of an index in their order, of each from its first key to its last, inclusive."""
         pk, sk = _KEYS[index]
-        if span[0] > span[1]:
-            return
 
         def bucket(name: str) -> _Bucket:
+            span = pks[name]
             arguments: Record = {
                 "IndexName": index,
                 "KeyConditionExpression": "#pk = :pk AND #sk BETWEEN :first AND :last",
@@ -119,9 +117,9 @@ class Queries:
             entry = await of.next()
             if entry is None:
                 return None
-            return _Ordered(entry[sk].get("S", ""), entry, of, is_reversed=descending)  # "" if it is damaged
+            return _Ordered(_key_in(index, entry), entry, of, is_reversed=descending)
 
-        firsts = await each(step, [bucket(name) for name in pks])
+        firsts = await each(step, [bucket(name) for name, (first, last) in pks.items() if first <= last])
         heap = [first for first in firsts if first is not None]
         heapq.heapify(heap)
         while heap:
@@ -140,7 +138,7 @@ class Queries:
         first = max(hexed(prefix), "" if after is None else f"{hexed(after)}!") or _FIRST
         found: list[str] = []
         async for entry in self._entries(
-            "agents", buckets("h"), (first, f"{hexed(prefix)}{_END}"), sizes=first_of(limit)
+            "agents", _all_of("h", (first, f"{hexed(prefix)}{_END}")), sizes=first_of(limit)
         ):
             found.append(agent_of(entry))
             if len(found) == limit:
@@ -150,7 +148,7 @@ class Queries:
     async def stored_ids(self, after: str | None, limit: int) -> list[str]:
         """As ``Engine.stored_ids``. The index with all agents is not ordered by id, so this reads all of it."""
         least: list[str] = []
-        async for entry in self._entries("updated", buckets("h"), (_FIRST, _END)):
+        async for entry in self._entries("updated", _all_of("h", (_FIRST, _END))):
             agent_id = agent_of(entry)
             if after is None or agent_id > after:
                 least.append(agent_id)
@@ -162,7 +160,8 @@ class Queries:
         """As ``Engine.find_sessions``."""
         left_out = list[str]()
         if query.agent_id is not None:
-            rows = await self._sessions([{"pk": head_key(query.agent_id)["pk"]}], query, set(), left_out)
+            entries_of = [{"pk": head_key(agent_id)["pk"]} for agent_id in values_of(query.agent_id)]
+            rows = await self._sessions(entries_of, query, set(), left_out)
             return Found(page(_keyed(rows, query), query), left_out)
         if query.sort_by == "message_count":
             return Found(page(_keyed(await self._all_sessions(query, left_out), query), query), left_out)
@@ -170,7 +169,7 @@ class Queries:
         span = _span(query.created if index == "created" else query.updated, query.after, descending=query.descending)
         most, found, some, seen = query.offset + query.limit, list[SessionRow](), list[Record](), set[str]()
         sizes = LOOKING if _is_looking(query, index) else first_of(min(most, _PAGE))
-        entries = self._entries(index, buckets("h"), span, descending=query.descending, sizes=sizes)
+        entries = self._entries(index, _all_of("h", span), descending=query.descending, sizes=sizes)
         async for entry in entries:
             some.append(entry)
             if len(some) == min(most - len(found), _PAGE):
@@ -183,7 +182,7 @@ class Queries:
 
     async def _all_sessions(self, query: SessionQuery, left_out: list[str]) -> list[SessionRow]:
         """All sessions that match, for an order that no index has."""
-        every = self._entries("updated", buckets("h"), (_FIRST, _END))
+        every = self._entries("updated", _all_of("h", (_FIRST, _END)))
         entries = [entry async for entry in every]
         pieces, seen = (entries[i : i + _PAGE] for i in range(0, len(entries), _PAGE)), set[str]()
         return [row for piece in pieces for row in await self._sessions(piece, query, seen, left_out)]
@@ -215,7 +214,7 @@ class Queries:
     async def totals(self) -> Totals:
         """As ``Engine.totals``, from the index that has all agents."""
         agents = messages = calls = used = 0
-        async for entry in self._entries("updated", buckets("h"), (_FIRST, _END)):
+        async for entry in self._entries("updated", _all_of("h", (_FIRST, _END))):
             counts = unless_damaged([], filed_counts, entry)
             agents += "meta" in entry
             messages += counts.messages if counts else 0
@@ -225,22 +224,20 @@ class Queries:
 
     # --- rows
 
-    async def find_items(self, query: RowQuery, place: ItemsPlace | None) -> list[FoundItem]:
-        """As ``RecordStore.find_items``, for one agent's *place*, or for all agents."""
+    async def find_items(self, query: RowQuery, places: Sequence[ItemsPlace] | None) -> list[FoundItem]:
+        """As ``RecordStore.find_items``, for the *places* of some agents, or for all agents."""
         kind, descending = INDEX_PREFIX[query.kind], query.descending
         sizes, filtered = first_of(query.limit), NO_FILTER
         if query.where:
             sizes, filtered = LOOKING, index_filter(query.kind, query.where)
         how: dict[str, Any] = {"descending": descending, "sizes": sizes, "filtered": filtered}
-        if place is None:
+        if places is None:
             span = _span(query.created, query.after, descending=descending)
-            entries = self._entries("rows", buckets(kind), span, **how)
+            entries = self._entries("rows", _all_of(kind, span), **how)
         else:
-            after = None if query.after is None else row_key(query.after[0], query.after[2])
-            first, last = _bounds(query.created, after, descending=descending)
-            of_agent = items_pk(place)["S"]
-            span = (f"{kind}/{first}", f"{kind}/{last}")
-            entries = self._entries("by_time", [of_agent], span, **how)
+            spans = {items_pk(place)["S"]: _span_of(query, place.agent_id) for place in places}
+            of_agents = {pk: (f"{kind}/{first}", f"{kind}/{last}") for pk, (first, last) in spans.items()}
+            entries = self._entries("by_time", of_agents, **how)
         found, chosen, left_out = list[FoundItem](), list[Record](), list[str]()
         async for entry in entries:
             filed = unless_damaged(left_out, filed_row, entry)
@@ -291,6 +288,38 @@ def _is_looking(query: SessionQuery, index: str) -> bool:
 def _span(times: Range, after: tuple[Any, ...] | None, *, descending: bool) -> tuple[str, str]:
     """The first and the last key of an index over all agents."""
     return _bounds(times, None if after is None else position_key(*after), descending=descending)
+
+
+def _span_of(query: RowQuery, agent_id: str) -> tuple[str, str]:
+    """The first and the last key among the rows of one agent, of those that follow the page before."""
+    times = query.created
+    if query.after is None:
+        return _bounds(times, None, descending=query.descending)
+    time, last_agent, position = query.after
+    if agent_id == last_agent:
+        return _bounds(times, row_key(time, position), descending=query.descending)
+    # Rows of the time at which the page ended come before or after it by their agent.
+    bound = time + (agent_id < last_agent)
+    if query.descending:
+        times = replace(times, end=bound if times.end is None else min(times.end, bound))
+    else:
+        times = replace(times, start=bound if times.start is None else max(times.start, bound))
+    return _bounds(times, None, descending=query.descending)
+
+
+def _all_of(kind: str, span: tuple[str, str]) -> dict[str, tuple[str, str]]:
+    """All partitions of a global index, for one kind of item, with the same first and last key."""
+    return dict.fromkeys(buckets(kind), span)
+
+
+def _key_in(index: str, entry: Record) -> str:
+    """The key of an entry in a merge: rows of several agents are ordered by time, agent and position. "" if damaged."""
+    key = str(entry[_KEYS[index][1]].get("S", ""))
+    if index != "by_time":
+        return key
+    _, _, row = key.partition("/")
+    time, _, position = row.partition("/")
+    return f"{time}/{hexed(place_of(entry).agent_id)}!{position}"
 
 
 def _bounds(times: Range, after: str | None, *, descending: bool) -> tuple[str, str]:

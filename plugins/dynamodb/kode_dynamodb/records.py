@@ -25,7 +25,7 @@ from kode_core.engines.record.store import (
     removed,
 )
 from kode_core.errors import CorruptRecordError, KodeError, PayloadTooLargeError, StorageError, UnsupportedError
-from kode_core.query import RowQuery, SessionQuery
+from kode_core.query import RowQuery, SessionQuery, values_of
 from kode_dynamodb.connection import AT_ONCE, LOOKING, Connection, Record, connect
 from kode_dynamodb.leases import Leases
 from kode_dynamodb.notes import Notes
@@ -333,8 +333,8 @@ class DynamoRecords:
     async def find_items(self, query: RowQuery) -> list[FoundItem]:
         if query.agent_id is None:
             return await self._queries.find_items(query, None)
-        heads = await self.heads([query.agent_id])
-        return await self._queries.find_items(query, heads[0].place) if heads else []
+        heads = await self.heads(values_of(query.agent_id))
+        return await self._queries.find_items(query, [head.place for head in heads]) if heads else []
 
     async def totals(self) -> Totals:
         return await self._queries.totals()

@@ -20,6 +20,7 @@ from kode_core.batch import Info, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
 from kode_core.engines.record.store import EventIndex, HeadRecord, Item, ItemIndex, ItemsPlace, removed
 from kode_core.errors import CorruptRecordError, PayloadTooLargeError
+from kode_core.query import Wanted
 from kode_dynamodb.connection import Record
 from kode_dynamodb.schema import BUCKETS, DAY_S, TTL
 
@@ -346,17 +347,33 @@ class Filter(NamedTuple):
 NO_FILTER: Final = Filter()
 
 
-def index_filter(kind: str, where: Sequence[tuple[str, str | bool]]) -> Filter:
+_MOST_LISTED: Final = 100
+"""The most values of lists that a filter names: an expression has at most 4 KB and 300 operators."""
+
+
+def index_filter(kind: str, where: Sequence[tuple[str, Wanted | bool]]) -> Filter:
     """A filter that leaves out items whose index surely has other values. The caller checks the remaining ones.
 
     An index is a text that contains each value as it was written. A compressed or damaged index passes.
     """
-    values = {":tag": {"S": f'{{"type":"{_TAGS[kind]}"'}}
-    for number, (name, value) in enumerate(where):
-        written = _encode(value).decode()
-        values[f":w{number}"] = {"S": written if name == "content_type" else f'"{name}":{written}'}
-    every = " AND ".join(f"contains(ix, :w{number})" for number in range(len(where)))
-    return Filter(f"(NOT begins_with(ix, :tag)) OR ({every})", values)
+    values: Record = {":tag": {"S": f'{{"type":"{_TAGS[kind]}"'}}
+    every, listed = list[list[str]](), 0
+    for name, wanted in where:
+        several = wanted if isinstance(wanted, tuple) else (wanted,)
+        listed += len(several) if isinstance(wanted, tuple) else 0
+        if isinstance(wanted, tuple) and listed > _MOST_LISTED:
+            continue
+        some = list[str]()
+        for value in several:
+            written, mark = _encode(value).decode(), f":w{len(values)}"
+            values[mark] = {"S": written if name == "content_type" else f'"{name}":{written}'}
+            some.append(f"contains(ix, {mark})")
+        every.append(some)
+    if not every:
+        return NO_FILTER
+    # DynamoDB refuses redundant parentheses.
+    ored = [" OR ".join(some) if len(some) == 1 or len(every) == 1 else f"({' OR '.join(some)})" for some in every]
+    return Filter(f"(NOT begins_with(ix, :tag)) OR ({' AND '.join(ored)})", values)
 
 
 @_intact("what a row is found by")

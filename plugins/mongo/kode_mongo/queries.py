@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeAlias
 
-from kode_core.query import Range, RowQuery, SessionQuery
+from kode_core.query import Range, RowQuery, SessionQuery, Wanted
 from kode_mongo.connection import Document
 from kode_mongo.documents import metadata_pairs
+from kode_mongo.schema import in_ranges
 
 __all__ = ["rows_wanted", "sessions_wanted"]
 
@@ -20,11 +21,15 @@ def sessions_wanted(query: SessionQuery) -> tuple[Document, Sort]:
     """The filter and the order of a query of heads."""
     wanted: Document = {"listed": True}
     if query.agent_id is not None:
-        wanted["_id"] = query.agent_id
+        wanted["_id"] = _one_of(query.agent_id)
     if query.template_id is not None:
-        wanted["template_id"] = query.template_id
-    if query.metadata:
-        wanted["metadata"] = {"$all": metadata_pairs(query.metadata)}
+        wanted["template_id"] = _one_of(query.template_id)
+    single = [(key, value) for key, value in query.metadata if isinstance(value, str)]
+    listed = [(key, values) for key, values in query.metadata if isinstance(values, tuple)]
+    if single:
+        wanted["metadata"] = {"$all": metadata_pairs(single)}
+    for key, values in listed:  # at most one: the filter of the user
+        wanted["metadata"] = {**wanted.get("metadata", {}), "$in": metadata_pairs([(key, one) for one in values])}
     wanted |= _within("created_at", query.created) | _within("updated_at", query.updated)
     fields = (_SORTED_BY[query.sort_by], "_id")
     return _paged(wanted, fields, query.after, descending=query.descending)
@@ -34,15 +39,29 @@ def rows_wanted(query: RowQuery) -> tuple[Document, Sort]:
     """The filter and the order of a query of items."""
     wanted: Document = {"list": query.kind}
     if query.agent_id is not None:
-        wanted["agent_id"] = query.agent_id
+        wanted["agent_id"] = _one_of(query.agent_id)
+    alternatives: list[Document] = [{}]
     for name, value in query.where:
-        wanted["index.content_types" if name == "content_type" else f"index.{name}"] = value
+        field = "index.content_types" if name == "content_type" else f"index.{name}"
+        groups = in_ranges(field, value) if isinstance(value, tuple) else []
+        if len(groups) > 1 and len(alternatives) == 1:
+            # Only of an alternative that is a whole query does the server see that an index of rare values has all.
+            alternatives = [{field: _one_of(tuple(group))} for group in groups]
+        else:
+            wanted[field] = _one_of(value)
     wanted |= _within("time", query.created)
     after: Any = None
     if query.after is not None:
         time, agent_id, position = query.after
         after = (time, agent_id, f"{_PREFIX[query.kind]}{position:012d}")
-    return _paged(wanted, ("time", "agent_id", "key"), after, descending=query.descending)
+    fields = ("time", "agent_id", "key")
+    pages = [_paged({**wanted, **one}, fields, after, descending=query.descending) for one in alternatives]
+    sort = pages[0][1]
+    return ({"$or": [page for page, _ in pages]} if len(pages) > 1 else pages[0][0]), sort
+
+
+def _one_of(wanted: Wanted | bool) -> Any:
+    return {"$in": list(wanted)} if isinstance(wanted, tuple) else wanted
 
 
 def _within(field: str, span: Range) -> Document:

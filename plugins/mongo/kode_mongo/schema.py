@@ -20,6 +20,7 @@ __all__ = [
     "PARTS",
     "SCHEMA_VERSION",
     "Index",
+    "in_ranges",
     "is_common_channel",
     "reached",
     "remedy",
@@ -70,9 +71,14 @@ _COMMON_CHANNEL: Final = "progress"
 
 # A query for a common value finds rows soon by reading all rows in the order of time. An index of the rare values is
 # small, and a row without one costs its writer only the check of the condition.
-_RARE_ROLE: Final = _outside("index.role", ("assistant", "assistant"), ("user", "user"))
-_RARE_TYPE: Final = _outside("index.content_types", ("text", "tool_use"))  # and "tool_result", between the two
-_RARE_STATE: Final = _outside("index.state", ("COMPLETED", "COMPLETED"))
+_COMMON: Final[Mapping[str, Sequence[tuple[str, str]]]] = {
+    "index.role": (("assistant", "assistant"), ("user", "user")),
+    "index.content_types": (("text", "tool_use"),),  # and "tool_result", between the two
+    "index.state": (("COMPLETED", "COMPLETED"),),
+}
+_RARE_ROLE: Final = _outside("index.role", *_COMMON["index.role"])
+_RARE_TYPE: Final = _outside("index.content_types", *_COMMON["index.content_types"])
+_RARE_STATE: Final = _outside("index.state", *_COMMON["index.state"])
 _RARE_CHANNEL: Final = _outside("index.channel", (_COMMON_CHANNEL, _COMMON_CHANNEL))
 _ERROR: Final = {"index.is_error": True}
 _APPROVAL: Final = {"index.has_approval": True}
@@ -120,6 +126,20 @@ INDEXES: Final = (
 The indexes of version 2 use fields that version 1 wrote already: documents stay as they are, and programs of version 1
 that still run write them correctly. ``$or`` in a condition needs MongoDB 6.0.
 """
+
+
+def in_ranges(field: str, values: Sequence[str]) -> list[list[str]]:
+    """The values in groups, each within one range of the index of rare values, as the server recognises them.
+
+    If some values are common, all are one group: rows with these are found soon in the order of time.
+    """
+    spans = _COMMON.get(field, ())
+    if any(low <= value <= high for value in values for low, high in spans):
+        return [list(values)]
+    groups: dict[int, list[str]] = {}
+    for value in values:
+        groups.setdefault(sum(value > high for _, high in spans), []).append(value)
+    return list(groups.values())
 
 
 def is_common_channel(channel: str) -> bool:

@@ -144,6 +144,44 @@ def test_a_page_of_one_agent(items: Any, query: RowQuery) -> None:
         assert found == min(LIMIT, count(items, wanted))
 
 
+NONE: Final = [f"none-{n}" for n in range(98)]
+LISTS: Final = [
+    *map(
+        message_query,
+        (
+            MessageFilter(role=["system", "critic"]),
+            MessageFilter(role=["system", "critic", *NONE]),
+            MessageFilter(role=["user", "system"]),
+            MessageFilter(content_type=["image", "video"]),
+            MessageFilter(content_type=["image", "video", *NONE]),
+            MessageFilter(agent_id=["large", "a3", *NONE]),
+        ),
+    ),
+    *map(
+        tool_call_query,
+        (
+            ToolCallFilter(tool_name=["tool3", "tool4", *NONE]),
+            ToolCallFilter(state=["FAILED", "DENIED"]),
+            ToolCallFilter(state=["FAILED", "DENIED", *NONE]),
+            ToolCallFilter(state=["FAILED", "COMPLETED"]),
+            ToolCallFilter(agent_id=["large", "a3"]),
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("query", LISTS, ids=lambda query: f"{query.agent_id} {query.where}"[:80])
+def test_a_page_of_several_values(items: Any, query: RowQuery) -> None:
+    """A page of several values costs as much as one of each."""
+    values = sum(len(wanted) for wanted in (query.agent_id, *dict(query.where).values()) if isinstance(wanted, tuple))
+    for page in pages_of(query):
+        wanted, sort = rows_wanted(page)
+        found, documents, entries = examined(items, filter=wanted, sort=sort, limit=LIMIT)
+        assert documents <= COMMON * LIMIT + values
+        assert entries <= COMMON * LIMIT + AROUND * values
+        assert found == min(LIMIT, count(items, wanted))
+
+
 @pytest.mark.parametrize("agent_id", [None, LARGE.agent_id])
 def test_two_filters(items: Any, agent_id: str | None) -> None:
     """No more documents are examined than the rarer one finds."""

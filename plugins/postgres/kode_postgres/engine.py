@@ -40,7 +40,7 @@ def _of_agent(agent_id: str | None, *_: object, **__: object) -> str | None:
 
 
 def _of_query(query: SessionQuery | RowQuery) -> str | None:
-    return query.agent_id
+    return query.agent_id if isinstance(query.agent_id, str) else None
 
 
 def _of_all(*_: object, **__: object) -> None:
@@ -66,6 +66,8 @@ class PostgresEngine:
     name = "postgres"
     keeps_documents = True
     drops_events = True
+    finds_any_of = True
+    can_count = True
 
     def __init__(self, connections: Connections, tables: Tables, *, durable: bool) -> None:
         self.tables = tables
@@ -149,6 +151,7 @@ class PostgresEngine:
     stored_ids = _verb(Reads.stored_ids, _of_all)
     find_sessions = _verb(Reads.find_sessions, _of_query)
     find_rows = _verb(Reads.find_rows, _of_query)
+    count = _verb(Reads.count, _of_query)
     stats = _verb(Reads.stats, _of_agent)
     totals = _verb(Reads.totals, _of_all)
     inspect = _verb(Reads.inspect, _of_agent)

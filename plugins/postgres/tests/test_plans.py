@@ -16,7 +16,7 @@ from kode_postgres.schema import Tables, table_names
 from kode_postgres.testing.servers import Server
 
 from kode_core.batch import EventRange, ListKind
-from kode_core.query import message_query, session_query, tool_call_query
+from kode_core.query import SessionQuery, message_query, session_query, tool_call_query
 from plugins.postgres.tests.large import AGENTS, CALLS, EVENTS, MESSAGES, START, STEP, agent, fill
 from plugins.postgres.tests.plans import explained, touched
 
@@ -28,6 +28,9 @@ AROUND: Final = 120
 HEAD: Final = 5
 """Pages for each session of a page: two rows, and the two or three levels of the index of one of them."""
 MIDDLE: Final = START + AGENTS // 2 * STEP
+NONE: Final = [f"none-{n}" for n in range(100)]
+EACH: Final = 4
+"""Pages for each value of a list: a look-up that finds nothing passes the levels of an index."""
 WHEN: Final = START + MESSAGES // 2 * 1000
 
 
@@ -66,6 +69,17 @@ async def cost(con: Any, make: Callable[[Any], tuple[str, list[Any]]], query: An
     return int(plan["Actual Rows"]), touched(plan)
 
 
+def values(filters: dict[str, Any]) -> int:
+    """How many values the lists of the filters have."""
+    return sum(len(wanted) for wanted in filters.values() if isinstance(wanted, list))
+
+
+def most(filters: dict[str, Any]) -> int:
+    """How many pages are merged, at most: one of each value that has rows."""
+    lists = [wanted for wanted in filters.values() if isinstance(wanted, list)]
+    return max((len({*wanted} - {*NONE}) for wanted in lists), default=1) or 1
+
+
 SESSIONS: Final[tuple[tuple[dict[str, Any], int], ...]] = (
     ({}, 1),
     ({"metadata": {"plan": "gold"}}, 3),  # every third has it
@@ -84,6 +98,13 @@ SESSIONS: Final[tuple[tuple[dict[str, Any], int], ...]] = (
     ({"sort_by": "message_count", "order": "asc"}, 1),
     ({"sort_by": "updated_at"}, 1),
     ({"template_id": "tpl-3"}, 1),
+    ({"template_id": ["tpl-3", "tpl-4"]}, 2),
+    ({"template_id": ["tpl-3", *NONE[1:]], "order": "asc"}, 2),
+    ({"template_id": ["tpl-3", "tpl-4"], "updated_before": MIDDLE}, 2),
+    ({"template_id": ["tpl-3", "tpl-4"], "sort_by": "updated_at"}, 5),
+    ({"user_id": ["u-7", "u-8"]}, 2),
+    ({"user_id": NONE}, 2),
+    ({"agent_id": [agent(n) for n in range(500, 600)]}, 2),
 )
 MESSAGE_ROWS: Final[tuple[dict[str, Any], ...]] = (
     {},
@@ -100,6 +121,14 @@ MESSAGE_ROWS: Final[tuple[dict[str, Any], ...]] = (
     {"role": "user"},
     {"content_type": "tool_use"},
     {"agent_id": agent(77), "content_type": "image"},
+    {"role": ["system", "nobody"]},
+    {"role": NONE},
+    {"role": ["system", "user"]},
+    {"content_type": ["image", "file"]},
+    {"content_type": ["image", "file", *NONE[2:]]},
+    {"content_type": ["image", "text"]},
+    {"agent_id": [agent(77), agent(78), *NONE[2:]]},
+    {"agent_id": [agent(77), agent(78)], "role": ["system", "user"], "order": "asc"},
 )
 CALL_ROWS: Final[tuple[dict[str, Any], ...]] = (
     {},
@@ -113,6 +142,12 @@ CALL_ROWS: Final[tuple[dict[str, Any], ...]] = (
     {"state": "FAILED", "tool_name": "tool_3"},
     {"is_error": True},
     {"agent_id": agent(77), "state": "FAILED"},
+    {"state": ["FAILED", "PENDING"]},
+    {"state": ["FAILED", "COMPLETED"]},
+    {"tool_name": ["tool_3", "tool_4"]},
+    {"tool_name": ["tool_3", *NONE[1:]], "order": "asc"},
+    {"tool_name": ["tool_3", "tool_4"], "state": ["FAILED", "PENDING"]},
+    {"agent_id": [agent(77), agent(78)], "tool_name": ["tool_3", "tool_4"]},
 )
 
 
@@ -122,7 +157,7 @@ async def test_sessions(con: Any, filters: dict[str, Any], share: int) -> None:
     for limit in (LIMIT, 10):
         query = session_query({**filters, "limit": limit})  # type: ignore[typeddict-item]
         found, pages = await cost(con, READS.sessions_statement, query, None)
-        assert pages <= AROUND + HEAD * share * (limit + 1), found
+        assert pages <= AROUND + values(filters) * EACH + HEAD * share * (limit + 1), found
         await con.execute("DEALLOCATE asked")
 
 
@@ -172,7 +207,7 @@ async def test_messages(con: Any, filters: dict[str, Any]) -> None:
     """Messages cost the pages of those that are shown, from the start and from a cursor on."""
     for after in (None, (WHEN, agent(MESSAGES // 8), 2)):
         found, pages = await cost(con, READS.rows_statement, message_query(filters), after)  # type: ignore[arg-type]
-        assert pages <= AROUND + (LIMIT + 1), found
+        assert pages <= AROUND + values(filters) * EACH + most(filters) * (LIMIT + 1), found
         await con.execute("DEALLOCATE asked")
 
 
@@ -181,8 +216,34 @@ async def test_tool_calls(con: Any, filters: dict[str, Any]) -> None:
     """Tool calls cost the pages of those that are shown, from the start and from a cursor on."""
     for after in (None, (START + CALLS // 2 * STEP, agent(CALLS // 2), 0)):
         found, pages = await cost(con, READS.rows_statement, tool_call_query(filters), after)  # type: ignore[arg-type]
-        assert pages <= AROUND + (LIMIT + 1), found
+        assert pages <= AROUND + values(filters) * EACH + most(filters) * (LIMIT + 1), found
         await con.execute("DEALLOCATE asked")
+
+
+COUNTS: Final = (
+    session_query({"user_id": "u-7"}),
+    session_query({"user_id": ["u-7", "u-8"]}),
+    session_query({"template_id": NONE}),
+    message_query({"role": "system"}),
+    message_query({"role": ["system", *NONE[1:]]}),
+    message_query({"content_type": ["image", "file"]}),
+    message_query({"agent_id": [agent(77), agent(78)]}),
+    tool_call_query({"state": ["FAILED", "PENDING"]}),
+    tool_call_query({"agent_id": agent(77), "state": "FAILED"}),
+)
+
+
+@pytest.mark.parametrize("query", COUNTS, ids=lambda query: str(query)[:150])
+async def test_counts(con: Any, query: Any) -> None:
+    """A count along an index touches the pages of the matches, and is the number of what a query finds."""
+    make = READS.sessions_statement if isinstance(query, SessionQuery) else READS.rows_statement
+    statement, args = make(msgspec.structs.replace(query, limit=1_000_000))  # type: ignore[operator]
+    wanted = len(await con.fetch(statement, *args))
+    counting, args = READS.count_statement(query)
+    assert await con.fetchval(counting, *args) == wanted
+    plan = await explained(con, counting, args)
+    assert touched(plan) <= AROUND + 100 * EACH + HEAD * wanted
+    await con.execute("DEALLOCATE asked")
 
 
 def nodes(plan: dict[str, Any]) -> set[str]:

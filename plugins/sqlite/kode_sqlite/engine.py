@@ -29,7 +29,7 @@ from kode_core.errors import (
     StoreReadOnlyError,
     StoreUnavailableError,
 )
-from kode_sqlite import overview, reads
+from kode_sqlite import overview, queries, reads
 from kode_sqlite.connection import MEMORY, Connection, WriteGuard, file_identity, open_connection, readably
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
 from kode_sqlite.inuse import unused
@@ -81,6 +81,8 @@ class SqliteEngine:
     name = "sqlite"
     keeps_documents = True
     drops_events = True
+    finds_any_of = True
+    can_count = True
 
     def __init__(self, options: SqliteOptions, writer: Connection) -> None:
         self._options = options
@@ -238,6 +240,7 @@ class SqliteEngine:
     agent_ids = _verb(reads.agent_ids, scans=True)
     find_sessions = _verb(reads.find_sessions, scans=True)
     find_rows = _verb(reads.find_rows, scans=True)
+    count = _verb(queries.count, scans=True)
     stats = _verb(reads.stats, scans=True)
     stored_ids = _verb(overview.stored_ids, scans=True)
     totals = _verb(overview.totals, scans=True)

@@ -16,13 +16,13 @@ from kode_core.authoring.reading import MOST
 from kode_core.batch import Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
 from kode_core.ids import row_name
-from kode_core.query import Range, RowQuery, SessionQuery
+from kode_core.query import Range, RowQuery, SessionQuery, Wanted, values_of
 from kode_sqlite.entries import INFOS, LISTED
 from kode_sqlite.schema import COMMON_TYPES
 from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search, sound_key
-from kode_sqlite.ways import Condition, Way, chosen, others
+from kode_sqlite.ways import Condition, Merged, Way, chosen, merged, others
 
-__all__ = ["find_rows", "find_sessions", "row_ways", "rows_statement", "session_ways", "sessions_statement"]
+__all__ = ["count", "find_rows", "find_sessions", "row_ways", "rows_statement", "session_ways", "sessions_statement"]
 
 DB = sqlite3.Connection
 
@@ -67,16 +67,35 @@ _SORTED: Final[dict[str, tuple[LiteralString, LiteralString]]] = {
 }
 _OF_AGENT: Final[tuple[LiteralString, ...]] = ("agent_id", "template_id", "created_at", "updated_at", "message_count")
 _HAS_INFO: Final = Condition("a.created_at IS NOT NULL")
-_HAS_VALUE: Final = "EXISTS (SELECT 1 FROM kode_metadata p WHERE p.agent_id = a.agent_id AND p.key = ? AND p.value = ?)"
+
+
+def _has_value(key: str, wanted: Wanted) -> Condition:
+    values = values_of(wanted)
+    one = _is_one_of("p.value", values)
+    return Condition(
+        f"EXISTS (SELECT 1 FROM kode_metadata p WHERE p.agent_id = a.agent_id AND p.key = ? AND {one})", (key, *values)
+    )
+
+
+def _is_one_of(column: LiteralString, values: Sequence[str]) -> LiteralString:
+    marks: LiteralString = ", ".join(["?"] * len(values))
+    return f"{column} = ?" if len(values) == 1 else f"{column} IN ({marks})"
+
+
+def _equals(column: LiteralString, wanted: Wanted | None) -> Condition | None:
+    if wanted is None:
+        return None
+    values = values_of(wanted)
+    return Condition(_is_one_of(column, values), values)
 
 
 def _session_conditions(query: SessionQuery) -> dict[Any, Condition]:
     """The conditions that an agent must meet, by name; for a metadata pair, the pair is the name."""
     found: dict[Any, Condition | None] = {
         "info": _HAS_INFO,
-        "agent": None if query.agent_id is None else Condition("a.agent_id = ?", (query.agent_id,)),
-        "template": None if query.template_id is None else Condition("a.template_id = ?", (query.template_id,)),
-        **{pair: Condition(_HAS_VALUE, pair) for pair in query.metadata},
+        "agent": _equals("a.agent_id", query.agent_id),
+        "template": _equals("a.template_id", query.template_id),
+        **{pair: _has_value(*pair) for pair in query.metadata},
         "created_at": _span("a.created_at", _ahead(query, "created_at")),
         "updated_at": _span("a.updated_at", _ahead(query, "updated_at")),
     }
@@ -86,11 +105,13 @@ def _session_conditions(query: SessionQuery) -> dict[Any, Condition]:
     return {name: condition for name, condition in found.items() if condition is not None}
 
 
-def session_ways(query: SessionQuery) -> list[Way]:
+def session_ways(query: SessionQuery) -> list[Way | Merged]:
     """The ways to find the agents for a query."""
     conditions = _session_conditions(query)
 
-    def along(table: LiteralString, *looked_up: str, in_order: bool = False) -> Way:
+    def along(
+        table: LiteralString, *looked_up: str, in_order: bool = False, conditions: dict[Any, Condition] = conditions
+    ) -> Way:
         names = {"info", *looked_up, *(("after",) if in_order else ())}
         return Way(
             table,
@@ -105,9 +126,15 @@ def session_ways(query: SessionQuery) -> list[Way]:
     if query.agent_id is not None:
         return [along("kode_agents a", "agent")]
     by_age = query.sort_by == "created_at"
-    ways = [_of_value(query, conditions, pair) for pair in _rarest_first(query.metadata)]
+    ways: list[Way | Merged] = []
+    for key, wanted in _rarest_first(query.metadata):
+        rest = {pair: condition for pair, condition in conditions.items() if pair != (key, wanted)}
+        ways += merged([_of_value(query, rest, (key, value)) for value in values_of(wanted)])
     if query.template_id is not None:
-        ways.append(along("kode_agents a INDEXED BY kode_agents_template", "template", "created_at", in_order=by_age))
+        table: Final = "kode_agents a INDEXED BY kode_agents_template"
+        values = values_of(query.template_id)
+        singles = [{**conditions, "template": Condition("a.template_id = ?", (value,))} for value in values]
+        ways += merged([along(table, "template", "created_at", in_order=by_age, conditions=one) for one in singles])
     if not (by_age and ways):
         ways.append(along(_SORTED[query.sort_by][1], query.sort_by, in_order=True))
     for column in ("created_at", "updated_at"):
@@ -116,13 +143,13 @@ def session_ways(query: SessionQuery) -> list[Way]:
     return ways
 
 
-def _rarest_first(metadata: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def _rarest_first(metadata: Sequence[tuple[str, Wanted]]) -> list[tuple[str, Wanted]]:
     """Put the user first: a user probably has few agents."""
     return sorted(metadata, key=lambda pair: pair[0] != "userId")
 
 
 def _of_value(query: SessionQuery, conditions: dict[Any, Condition], pair: tuple[str, str]) -> Way:
-    """Find agents by a value of their metadata; they are in the order of their age."""
+    """Find agents by a value of their metadata; they are in the order of their age. *conditions* are the others."""
     by_age = query.sort_by == "created_at"
     looked_up = [Condition("m.key = ? AND m.value = ?", pair), _span("m.created_at", _ahead(query, "created_at"))]
     order: tuple[LiteralString, ...] = ("m.created_at", "m.agent_id")
@@ -134,19 +161,19 @@ def _of_value(query: SessionQuery, conditions: dict[Any, Condition], pair: tuple
         order if by_age else (f"a.{_SORTED[query.sort_by][0]}", "a.agent_id"),
         query.descending,
         [condition for condition in looked_up if condition is not None],
-        others(conditions, (pair, "created_at", *(("after",) if by_age else ()))),
+        others(conditions, ("created_at", *(("after",) if by_age else ()))),
         " CROSS JOIN kode_agents a ON a.agent_id = m.agent_id",
         by_age,
     )
 
 
-def sessions_statement(query: SessionQuery, way: Way) -> tuple[LiteralString, list[Any]]:
-    """The statement that finds a page of sessions, and its arguments except for limit and offset.
+def sessions_statement(query: SessionQuery, way: Way | Merged) -> tuple[LiteralString, list[Any]]:
+    """The statement that finds a page of sessions, and its arguments.
 
     An index leads to each head, which is read separately, so that it can be compared with the index.
     """
     column = _SORTED[query.sort_by][0]
-    found, args = way.find(f"a.agent_id, a.{column} AS place")
+    found, args = way.find(f"a.agent_id, a.{column} AS place", query.limit, query.offset)
     conditions = _session_conditions(query)
     own = [c for c in others(conditions, ("info", "agent", *_TIMES, "after")) if c not in way.rest]
     is_own: LiteralString = " AND ".join([f"a.{column} = f.place", *(condition.sql for condition in own)])
@@ -163,9 +190,9 @@ def sessions_statement(query: SessionQuery, way: Way) -> tuple[LiteralString, li
 
 def find_sessions(db: DB, query: SessionQuery) -> Found[SessionRow]:
     def find(after: Any, most: int, offset: int) -> list[tuple[Any, ...]]:
-        asked = query if after is None else replace(query, after=after)
+        asked = replace(query, limit=most, offset=offset, after=query.after if after is None else after)
         statement, args = sessions_statement(asked, chosen(db, session_ways(asked), most + offset))
-        return db.execute(statement, (*args, most, offset)).fetchall()
+        return db.execute(statement, args).fetchall()
 
     def read(row: tuple[Any, ...]) -> SessionRow | None:
         is_whole = is_sound(row[:6], (TEXT, TEXT, RAW, INT, INT, INT)) and 0 <= row[5] < MOST
@@ -179,12 +206,8 @@ def find_sessions(db: DB, query: SessionQuery) -> Found[SessionRow]:
 
 # --- messages and tool calls ------------------------------------------------------------------------------------------
 
-_IS: Final[dict[str, LiteralString]] = {
-    "role": "r.role = ?",
-    "content_type": "instr(r.content_types, char(10) || ? || char(10)) > 0",
-    "tool_name": "r.tool_name = ?",
-    "state": "r.state = ?",
-}
+_COLUMNS: Final[dict[str, LiteralString]] = {"role": "r.role", "tool_name": "r.tool_name", "state": "r.state"}
+_HAS_TYPE: Final = "instr(r.content_types, char(10) || ? || char(10)) > 0"
 _FLAGS: Final[dict[tuple[str, str | bool], LiteralString]] = {
     ("is_error", True): "r.is_error",
     ("is_error", False): "NOT r.is_error",
@@ -224,50 +247,73 @@ def _index_of(name: str, value: str | bool) -> tuple[LiteralString, Condition] |
 def _row_conditions(query: RowQuery) -> dict[str, Condition]:
     found = {}
     for name, value in query.where:
-        is_flag = (name, value) in _FLAGS
-        found[name] = Condition(_FLAGS[name, value]) if is_flag else Condition(_IS[name], (value,))
+        if isinstance(value, bool):
+            found[name] = Condition(_FLAGS[name, value])
+            continue
+        values = values_of(value)
+        one: LiteralString = f"({' OR '.join([_HAS_TYPE] * len(values))})" if len(values) > 1 else _HAS_TYPE
+        is_one = one if name == "content_type" else _is_one_of(_COLUMNS[name], values)
+        found[name] = Condition(is_one, values)
     span = _span("r.created_at", _ahead(query, "created_at"))
     return found if span is None else {**found, "created_at": span}
 
 
-def row_ways(query: RowQuery) -> list[Way]:
+def row_ways(query: RowQuery) -> list[Way | Merged]:
     """The ways to find the rows for a query; all are in its order, which is the order of time."""
+    ways: list[Way | Merged] = []
+    if query.agent_id is not None:
+        ways += merged([_of_agent(query, agent_id) for agent_id in values_of(query.agent_id)])
+    for name, wanted in query.where:
+        values = [wanted] if isinstance(wanted, bool) else values_of(wanted)
+        single = [way for value in values if (way := _of_one(query, name, value)) is not None]
+        if len(single) == len(values):
+            ways += merged(single)
+    return ways or [_along(query, _OLDEST[query.kind], ())]
+
+
+def _along(query: RowQuery, table: LiteralString, looked_up: Sequence[Condition], *names: str) -> Way:
+    """Find rows along an index in the order of time, in which *looked_up* is looked up: the filters *names*."""
     conditions = _row_conditions(query)
-    agent = [] if query.agent_id is None else [Condition("r.agent_id = ?", (query.agent_id,))]
-    seen = [
-        Condition(f"+{condition.sql}", condition.args) for condition in agent
-    ]  # otherwise SQLite would sort rows that are already sorted
     order: tuple[LiteralString, ...] = ("r.created_at", "r.agent_id", "r.position")
     after = [] if query.after is None else [_beyond(order, query.after, descending=query.descending)]
     times = [conditions["created_at"]] if "created_at" in conditions else []
-
-    def along(table: LiteralString, looked_up: Sequence[Condition], *names: str) -> Way:
-        rest = others(conditions, (*names, "created_at"))
-        columns = _OF_ROW[query.kind]
-        return Way(table, columns, order, query.descending, [*looked_up, *times, *after], [*seen, *rest])
-
-    ways = []
-    if query.agent_id is not None:
-        rest = others(conditions, ("created_at",))
-        here = [*agent, *times, *_after_in_agent(query)]
-        ways.append(Way(_OF_ONE[query.kind], _OF_ROW[query.kind], order, query.descending, here, rest))
-    for name, value in query.where:
-        found = _index_of(name, value)
-        if found is not None:
-            ways.append(along(found[0], (conditions[name], found[1]), name))
-        if name == "content_type" and value not in COMMON_TYPES:
-            ways.append(_of_type(query, str(value), others(conditions, ("created_at",))))
-    return ways or [along(_OLDEST[query.kind], ())]
+    rest = [*_seen_agent(query, "+r.agent_id"), *others(conditions, (*names, "created_at"))]
+    return Way(table, _OF_ROW[query.kind], order, query.descending, [*looked_up, *times, *after], rest)
 
 
-def _after_in_agent(query: RowQuery) -> list[Condition]:
-    """The place to continue within one agent, whose rows may all have the same time."""
-    if query.after is None:
-        return []
-    time, agent_id, position = query.after
-    if agent_id == query.agent_id:
-        return [_beyond(("r.created_at", "r.position"), (time, position), descending=query.descending)]
-    return [_beyond(("r.created_at", "r.agent_id", "r.position"), query.after, descending=query.descending)]
+def _seen_agent(query: RowQuery, column: LiteralString) -> list[Condition]:
+    """The condition of the agent; after ``+`` SQLite looks up nothing, and would sort rows that are already sorted."""
+    agent = _equals(column, query.agent_id)
+    return [] if agent is None else [agent]
+
+
+def _of_one(query: RowQuery, name: str, value: str | bool) -> Way | None:
+    """Find rows by one value of a filter; None for values that most rows have."""
+    if name == "content_type":
+        rest = [*others(_row_conditions(query), ("created_at", name)), Condition(_HAS_TYPE, (value,))]
+        return None if value in COMMON_TYPES else _of_type(query, str(value), rest)
+    found = _index_of(name, value)
+    if found is None:
+        return None
+    table, own = found
+    if isinstance(value, bool):
+        return _along(query, table, (Condition(_FLAGS[name, value]), own), name)
+    return _along(query, table, (Condition(f"{_COLUMNS[name]} = ?", (value,)), own), name)
+
+
+def _of_agent(query: RowQuery, agent_id: str) -> Way:
+    """Find the rows of one agent, which may all have the same time."""
+    conditions = _row_conditions(query)
+    order: tuple[LiteralString, ...] = ("r.created_at", "r.agent_id", "r.position")
+    looked_up = [Condition("r.agent_id = ?", (agent_id,))]
+    looked_up += [conditions["created_at"]] if "created_at" in conditions else []
+    if query.after is not None and query.after[1] == agent_id:
+        key = (query.after[0], query.after[2])
+        looked_up.append(_beyond(("r.created_at", "r.position"), key, descending=query.descending))
+    elif query.after is not None:
+        looked_up.append(_beyond(order, query.after, descending=query.descending))
+    rest = others(conditions, ("created_at",))
+    return Way(_OF_ONE[query.kind], _OF_ROW[query.kind], order, query.descending, looked_up, rest)
 
 
 _OTHER: Final = "r.agent_id IS NOT t.agent_id OR r.position IS NOT t.position OR r.created_at IS NOT t.created_at"
@@ -284,8 +330,7 @@ def _of_type(query: RowQuery, content_type: str, rest: Sequence[Condition]) -> W
     if query.after is not None:
         looked_up.append(_beyond(order, query.after, descending=query.descending))
     seen = [Condition(f"({_OTHER} OR {condition.sql})", condition.args) for condition in rest]
-    if query.agent_id is not None:
-        seen.append(Condition("+t.agent_id = ?", (query.agent_id,)))
+    seen += _seen_agent(query, "+t.agent_id")
     return Way(
         "kode_message_types t",
         ("type", "created_at", "agent_id", "position"),
@@ -300,13 +345,14 @@ def _of_type(query: RowQuery, content_type: str, rest: Sequence[Condition]) -> W
 _SAME: Final = "r.agent_id = f.agent_id AND r.position = f.position AND r.created_at = f.created_at"
 
 
-def rows_statement(query: RowQuery, way: Way) -> tuple[LiteralString, list[Any]]:
-    """The statement that finds a page of rows, and its arguments except for limit and offset.
+def rows_statement(query: RowQuery, way: Way | Merged) -> tuple[LiteralString, list[Any]]:
+    """The statement that finds a page of rows, and its arguments.
 
     An index leads to each row, which is read separately, so that it can be compared with the index.
     """
     time, agent_id, position = way.order
-    found, args = way.find(f"{agent_id} AS agent_id, {position} AS position, {time} AS created_at, r.rowid AS id")
+    columns: LiteralString = f"{agent_id} AS agent_id, {position} AS position, {time} AS created_at, r.rowid AS id"
+    found, args = way.find(columns, query.limit, query.offset)
     own = [c for c in others(_row_conditions(query), _TIMES) if c not in way.rest]
     is_own: LiteralString = " AND ".join([_SAME, *(condition.sql for condition in own)])
     direction: LiteralString = "DESC" if query.descending else "ASC"
@@ -318,11 +364,23 @@ def rows_statement(query: RowQuery, way: Way) -> tuple[LiteralString, list[Any]]
     return statement, [value for condition in own for value in condition.args] + args
 
 
+_ALL: Final = 2**62
+"""More rows than a store has."""
+
+
+def count(db: DB, query: SessionQuery | RowQuery) -> int:
+    """The number of rows that match, counted along the index that has the fewest of them to look at."""
+    ways = session_ways(query) if isinstance(query, SessionQuery) else row_ways(query)
+    statement, args = chosen(db, ways, _ALL).counted()
+    (found,) = db.execute(statement, args).fetchone()
+    return int(found)
+
+
 def find_rows(db: DB, query: RowQuery) -> Found[FoundRow]:
     def find(after: Any, most: int, offset: int) -> list[tuple[Any, ...]]:
-        asked = query if after is None else replace(query, after=after)
+        asked = replace(query, limit=most, offset=offset, after=query.after if after is None else after)
         statement, args = rows_statement(asked, chosen(db, row_ways(asked), most + offset))
-        return db.execute(statement, (*args, most, offset)).fetchall()
+        return db.execute(statement, args).fetchall()
 
     def read(row: tuple[Any, ...]) -> FoundRow | None:
         is_whole = is_sound(row, (TEXT, INT, INT, TEXT, RAW))

@@ -242,10 +242,10 @@ def event_ways(agent_id: str, span: EventRange) -> list[Way]:
 _EVENTS: Final = {entries.entry: entries for entries in (EVENTS_BY_SEQ, EVENTS_BY_OFFSET, EVENTS_BY_CHANNEL)}
 
 
-def events_statement(way: Way) -> tuple[LiteralString, list[Any]]:
-    """The statement that finds events, and its arguments except for limit and offset."""
+def events_statement(way: Way, limit: int) -> tuple[LiteralString, list[Any]]:
+    """The statement that finds events, and its arguments."""
     entries = _EVENTS[way.table]
-    return way.find(_event_of(entries), entries.row)
+    return way.find(_event_of(entries), limit, more=entries.row)
 
 
 def _event_of(entries: Entries) -> LiteralString:
@@ -253,8 +253,8 @@ def _event_of(entries: Entries) -> LiteralString:
 
 
 def events(db: DB, agent_id: str, span: EventRange) -> list[EventRow]:
-    statement, args = events_statement(chosen(db, event_ways(agent_id, span), span.limit))
-    found = [_event_row(agent_id, row) for row in db.execute(statement, (*args, span.limit, 0)).fetchall()]
+    statement, args = events_statement(chosen(db, event_ways(agent_id, span), span.limit), span.limit)
+    found = [_event_row(agent_id, row) for row in db.execute(statement, args).fetchall()]
     by_offset = span.order == "offset"
     for before, row in pairwise(found):
         if row.offset <= before.offset if by_offset else (row.seq, row.offset) <= (before.seq, before.offset):

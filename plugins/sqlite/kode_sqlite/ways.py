@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final, LiteralString, NamedTuple
+from typing import Any, Final, LiteralString, NamedTuple, TypeVar
 
-__all__ = ["Condition", "Way", "chosen", "others"]
+__all__ = ["Condition", "Merged", "Way", "chosen", "merged", "others"]
 
 _FIRST_ROWS: Final = 256
 _MORE: Final = 4
@@ -46,17 +46,21 @@ class Way(NamedTuple):
     joins: LiteralString = ""
     is_in_order: bool = True
 
-    def find(self, columns: LiteralString, more: LiteralString = "") -> tuple[LiteralString, list[Any]]:
-        """The statement that finds the rows, which ends with ``LIMIT ? OFFSET ?``, and the arguments before those.
-
-        *more* are joins that only *columns* use.
-        """
+    def find(
+        self, columns: LiteralString, limit: int, offset: int = 0, more: LiteralString = ""
+    ) -> tuple[LiteralString, list[Any]]:
+        """The statement that finds the rows, and its arguments. *more* are joins that only *columns* use."""
         conditions = [*self.looked_up, *self.rest]
         statement: LiteralString = (
             f"SELECT {columns} FROM {self.table}{self.joins}{more} WHERE {_all(conditions)} ORDER BY {self._order}"
             " LIMIT ? OFFSET ?"
         )
-        return statement, _args(conditions)
+        return statement, [*_args(conditions), limit, offset]
+
+    def counted(self) -> tuple[LiteralString, list[Any]]:
+        """The statement that counts the rows, and its arguments."""
+        conditions = [*self.looked_up, *self.rest]
+        return f"SELECT count(*) FROM {self.table}{self.joins} WHERE {_all(conditions)}", _args(conditions)
 
     @property
     def _order(self) -> LiteralString:
@@ -84,6 +88,75 @@ class Way(NamedTuple):
         return bool(found == wanted)
 
 
+_MOST_ARGS: Final = 30_000
+_MOST_SQL: Final = 900_000
+"""Arguments and characters of a statement that SQLite takes, with some of its own to spare."""
+
+
+class Merged(NamedTuple):
+    """Several ways, whose rows are merged: look-ups of each value of a list.
+
+    Each way is asked for a whole page, so that a page costs as much as one of each of them.
+
+    Attributes:
+        ways: of the same order and columns.
+    """
+
+    ways: Sequence[Way]
+
+    @property
+    def order(self) -> tuple[LiteralString, ...]:
+        """The columns of the order."""
+        return self.ways[0].order
+
+    @property
+    def rest(self) -> Sequence[Condition]:
+        """The conditions that every way checks."""
+        return [condition for condition in self.ways[0].rest if all(condition in way.rest for way in self.ways[1:])]
+
+    def find(self, columns: LiteralString, limit: int, offset: int = 0) -> tuple[LiteralString, list[Any]]:
+        """As :meth:`Way.find`. A row that several ways find is found once."""
+        first = self.ways[0]
+        keys: tuple[LiteralString, ...] = ("key_1", "key_2", "key_3")[: len(first.order)]
+        named: LiteralString = "".join([f", {column} AS {key}" for column, key in zip(first.order, keys, strict=True)])
+        found = [way.find(f"{columns}{named}", limit + offset) for way in self.ways]
+        every: LiteralString = " UNION ".join([f"SELECT * FROM ({statement})" for statement, _ in found])
+        direction: LiteralString = " DESC" if first.descending else ""
+        order: LiteralString = ", ".join([f"{key}{direction}" for key in keys])
+        args = [value for _, some in found for value in some]
+        return f"SELECT * FROM ({every}) ORDER BY {order} LIMIT ? OFFSET ?", [*args, limit, offset]
+
+    def counted(self) -> tuple[LiteralString, list[Any]]:
+        """As :meth:`Way.counted`. The keys of rows that several ways may find are kept in a temporary table."""
+        keys: LiteralString = ", ".join(self.order)
+        found = [
+            (f"SELECT {keys} FROM {way.table}{way.joins} WHERE {_all(conditions)}", _args(conditions))
+            for way in self.ways
+            for conditions in [[*way.looked_up, *way.rest]]
+        ]
+        every: LiteralString = " UNION ".join([statement for statement, _ in found])
+        return f"SELECT count(*) FROM ({every})", [value for _, some in found for value in some]
+
+    def is_enough(self, db: sqlite3.Connection, most: int, wanted: int) -> bool:
+        """As :meth:`Way.is_enough`, of each way."""
+        return all(way.is_enough(db, most, wanted) for way in self.ways)
+
+    @property
+    def is_short(self) -> bool:
+        """True if SQLite takes the statement."""
+        conditions = [[*way.looked_up, *way.rest] for way in self.ways]
+        args = sum(len(condition.args) for some in conditions for condition in some)
+        return args <= _MOST_ARGS and sum(len(one.sql) for some in conditions for one in some) <= _MOST_SQL
+
+
+def merged(ways: Sequence[Way]) -> list[Way | Merged]:
+    """A single way as it is, several as one; none if the statement would be too long."""
+    if len(ways) == 1:
+        return [ways[0]]
+    together = Merged(ways)
+    return [together] if together.is_short else []
+
+
 def _all(conditions: Sequence[Condition]) -> LiteralString:
     together: LiteralString = " AND ".join([condition.sql for condition in conditions]) if conditions else "TRUE"
     return together
@@ -93,7 +166,10 @@ def _args(conditions: Sequence[Condition]) -> list[Any]:
     return [value for condition in conditions for value in condition.args]
 
 
-def chosen(db: sqlite3.Connection, ways: Sequence[Way], wanted: int) -> Way:
+W = TypeVar("W", Way, Way | Merged)
+
+
+def chosen(db: sqlite3.Connection, ways: Sequence[W], wanted: int) -> W:
     """The way that finds *wanted* rows by reading few: at most a few times as many as the best way."""
     most = max(_FIRST_ROWS, wanted)
     while len(ways) > 1:

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import pytest
 from kode_sqlite import migrations, overview, queries, reads
-from kode_sqlite.ways import chosen
+from kode_sqlite.ways import Merged, chosen
 from msgspec.structs import replace
 
 from kode_core.batch import EventRange
-from kode_core.query import RowQuery, SessionQuery, message_query, session_query, tool_call_query
+from kode_core.query import RowQuery, SessionQuery, message_query, session_query, tool_call_query, values_of
 from plugins.sqlite.tests import large
 from plugins.sqlite.tests.plans import counted, plan
 
@@ -38,11 +38,11 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]
 
 
 def plan_of(db: sqlite3.Connection, found: tuple[str, list[Any]]) -> str:
-    statement, args = found
-    return plan(db, statement, (*args, PAGE, 0))
+    return plan(db, *found)
 
 
 HALF: Final = large.EPOCH + large.AGENTS // 2
+NONE: Final = [f"none-{n}" for n in range(100)]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,15 @@ HALF: Final = large.EPOCH + large.AGENTS // 2
         ({"created_before": HALF, "updated_after": HALF + 5}, "kode_agents_created", A_CHOICE),
         ({"created_before": large.EPOCH + 50, "sort_by": "updated_at"}, "kode_agents_created", A_CHOICE),
         ({"updated_before": HALF, "sort_by": "message_count"}, "kode_agents_count", A_CHOICE),
+        ({"template_id": ["template-1", "template-2", "none"]}, "kode_agents_template", 3 * A_PAGE),
+        ({"template_id": NONE}, "kode_agents_template", A_CHOICE),
+        ({"template_id": ["template-1", "none"], "order": "asc"}, "kode_agents_template", 2 * A_PAGE),
+        ({"template_id": ["template-1", "none"], "sort_by": "updated_at"}, "kode_agents_updated", 3 * A_CHOICE),
+        ({"user_id": ["u-7", "u-8", "u-9", "none"]}, "kode_metadata_created", 4 * A_PAGE),
+        ({"user_id": NONE}, "kode_metadata_created", A_CHOICE),
+        ({"user_id": ["u-7", "u-8"], "metadata": {"plan": "gold"}}, "kode_metadata_created", 3 * A_CHOICE),
+        ({"user_id": ["u-7", "u-8"], "template_id": ["template-1", "none"]}, "kode_metadata_created", 3 * A_CHOICE),
+        ({"agent_id": [large.name(n) for n in range(5000, 5100)]}, "PRIMARY KEY", A_PAGE),
         ({"agent_id": large.BUSY}, "PRIMARY KEY", A_PAGE),
         ({"agent_id": large.BUSY, "user_id": "u-7", "template_id": "template-2"}, "PRIMARY KEY", A_PAGE),
     ],
@@ -103,10 +112,11 @@ def test_a_page_of_sessions(db: sqlite3.Connection, filters: Any, index: str, mo
 def _all_sessions(db: sqlite3.Connection, query: SessionQuery) -> list[tuple[str, int]]:
     """The answer by reading everything."""
     rows = db.execute("SELECT agent_id, template_id, created_at, updated_at, message_count FROM kode_agents").fetchall()
-    has = {
-        pair: {found for (found,) in db.execute("SELECT agent_id FROM kode_metadata WHERE key = ? AND value = ?", pair)}
-        for pair in query.metadata
-    }
+    pairs = "SELECT agent_id FROM kode_metadata WHERE key = ? AND value = ?"
+    has = [
+        {found for value in values_of(wanted) for (found,) in db.execute(pairs, (key, value))}
+        for key, wanted in query.metadata
+    ]
     found = [
         (
             (created, updated, count)[("created_at", "updated_at", "message_count").index(query.sort_by)],
@@ -114,9 +124,9 @@ def _all_sessions(db: sqlite3.Connection, query: SessionQuery) -> list[tuple[str
             updated,
         )
         for agent_id, template, created, updated, count in rows
-        if query.agent_id in (None, agent_id)
-        and query.template_id in (None, template)
-        and all(agent_id in ids for ids in has.values())
+        if (query.agent_id is None or agent_id in values_of(query.agent_id))
+        and (query.template_id is None or template in values_of(query.template_id))
+        and all(agent_id in ids for ids in has)
         and created in query.created
         and updated in query.updated
     ]
@@ -148,6 +158,21 @@ T = tool_call_query
         (M({"agent_id": large.BUSY, "role": "user", "content_type": "text"}), "kode_messages_agent_created", A_PAGE),
         (M({"agent_id": large.BUSY, "role": "system"}), "kode_messages_role", A_CHOICE),
         (M({"agent_id": large.BUSY, "content_type": "video"}), "SEARCH t USING PRIMARY KEY (type=?", A_CHOICE),
+        (M({"role": ["system", "none"]}), "kode_messages_role", 2 * A_PAGE),
+        (M({"role": NONE}), "kode_messages_role", A_CHOICE),
+        (M({"role": ["system", "user"]}), "kode_messages_created", A_PAGE),
+        (M({"content_type": ["video", "none"]}), "SEARCH t USING PRIMARY KEY (type=?", 2 * A_PAGE),
+        (M({"content_type": NONE, "order": "asc"}), "SEARCH t USING PRIMARY KEY (type=?", A_CHOICE),
+        (M({"content_type": ["text", "video"]}), "kode_messages_created", A_PAGE),
+        (M({"agent_id": [large.BUSY, large.name(7)]}), "kode_messages_agent_created", 2 * A_PAGE),
+        (M({"agent_id": [large.BUSY, *NONE[1:]], "order": "asc"}), "kode_messages_agent_created", A_CHOICE),
+        (M({"agent_id": [large.BUSY, "none"], "role": ["system", "none"]}), "kode_messages_role", 3 * A_CHOICE),
+        (T({"tool_name": ["tool-3", "tool-4", "none"]}), "kode_tool_calls_name", 3 * A_PAGE),
+        (T({"tool_name": NONE}), "kode_tool_calls_name", A_CHOICE),
+        (T({"tool_name": ["tool-3", "tool-4"], "order": "asc"}), "kode_tool_calls_name", 2 * A_PAGE),
+        (T({"state": ["PENDING", "FAILED"]}), "kode_tool_calls_state", 2 * A_PAGE),
+        (T({"state": ["PENDING", "COMPLETED"]}), "kode_tool_calls_created", A_PAGE),
+        (T({"state": ["PENDING", "none"], "tool_name": ["tool-3", "none"]}), "kode_tool_calls_state", 3 * A_CHOICE),
         (T({}), "kode_tool_calls_created", A_PAGE),
         (T({"tool_name": "tool-3"}), "kode_tool_calls_name", A_PAGE),
         (T({"tool_name": "none"}), "kode_tool_calls_name", A_PAGE),
@@ -183,8 +208,13 @@ def test_a_page_of_rows(db: sqlite3.Connection, query: RowQuery, index: str, mos
     assert len(pages) in (3 * PAGE, len(expected))
     way = chosen(db, queries.row_ways(replace(asked, limit=PAGE)), PAGE)
     assert index in plan_of(db, queries.rows_statement(asked, way))
-    found = plan_of(db, way.find("r.rowid"))
-    assert "TEMP B-TREE" not in found, f"sorted, not read in order: {found}"
+    for one in way.ways if isinstance(way, Merged) else [way]:
+        found = plan_of(db, one.find("r.rowid", PAGE))
+        assert "TEMP B-TREE" not in found, f"sorted, not read in order: {found}"
+
+
+def _several(wanted: Any) -> Any:
+    return wanted if isinstance(wanted, tuple) else (wanted,)
 
 
 def _all_rows(db: sqlite3.Connection, query: RowQuery) -> list[tuple[int, str, int]]:
@@ -194,13 +224,42 @@ def _all_rows(db: sqlite3.Connection, query: RowQuery) -> list[tuple[int, str, i
     found = []
     for created, agent_id, position, *values in rows:
         if query.kind == "messages":
-            matches = all(value in (values[0], *values[1].split()) for _, value in query.where)
+            there = {"role": {values[0]}, "content_type": {*values[1].split()}}
+            matches = all(there[column].intersection(_several(wanted)) for column, wanted in query.where)
         else:
             columns = dict(zip(("tool_name", "state", "is_error", "has_approval"), values, strict=True))
-            matches = all(columns[column] == value for column, value in query.where)
-        if matches and query.agent_id in (None, agent_id) and created in query.created:
+            matches = all(columns[column] in _several(wanted) for column, wanted in query.where)
+        if matches and (query.agent_id is None or agent_id in values_of(query.agent_id)) and created in query.created:
             found.append((created, agent_id, position))
     return sorted(found, reverse=query.descending)
+
+
+@pytest.mark.parametrize(
+    ("query", "most"),
+    [
+        (session_query({"user_id": "u-7"}), 80),
+        (session_query({"user_id": ["u-7", "u-8"]}), 80),
+        (session_query({"template_id": "none"}), 80),
+        (session_query({"template_id": NONE}), 80),
+        (session_query({"user_id": "u-7", "metadata": {"plan": "gold"}}), 200),
+        (M({"role": "system"}), 80),
+        (M({"role": ["system", "none"], "created_after": large.EPOCH}), 80),
+        (M({"content_type": ["video", "none"]}), 80),
+        (M({"agent_id": [large.name(7), large.name(8)]}), 80),
+        (T({"state": ["PENDING", "FAILED"]}), 80),
+        (T({"tool_name": ["none", "tool-3"], "state": "PENDING"}), 80),
+        (T({"agent_id": large.name(4), "state": "FAILED"}), 80),
+        (M({"role": "user"}), 20),
+        (T({}), 20),
+    ],
+    ids=str,
+)
+def test_a_count_costs_the_matches(db: sqlite3.Connection, query: Any, most: int) -> None:
+    """A count along an index costs so many steps for each match, and is right."""
+    expected = len(_all_sessions(db, query) if isinstance(query, SessionQuery) else _all_rows(db, query))
+    with counted(db) as steps:
+        assert queries.count(db, query) == expected
+    assert steps[0] <= most * expected + A_CHOICE, steps
 
 
 def test_an_offset_is_gone_over_one_by_one(db: sqlite3.Connection) -> None:
@@ -253,7 +312,7 @@ def test_a_page_of_events(db: sqlite3.Connection, agent_id: str, span: EventRang
     )
     assert [row.offset for row in found] == [offset for (offset,) in rows]
     way = chosen(db, reads.event_ways(agent_id, span), span.limit)
-    assert index in plan_of(db, reads.events_statement(way))
+    assert index in plan_of(db, reads.events_statement(way, PAGE))
 
 
 def test_all_events_by_offset_cost_the_same_for_each(db: sqlite3.Connection) -> None:

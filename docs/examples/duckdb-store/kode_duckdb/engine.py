@@ -55,6 +55,7 @@ class DuckdbEngine:
     """
 
     name = "duckdb"
+    finds_any_of = True
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -24,7 +24,7 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.engine import Progress, unwatched
-from kode_core.query import AgentStats, Range, RowQuery, SessionQuery
+from kode_core.query import AgentStats, Range, RowQuery, SessionQuery, Wanted, values_of
 from kode_duckdb.schema import TABLES, Connection
 
 
@@ -132,6 +132,10 @@ class Where:
         self._conditions.append(condition)
         self.args += args
 
+    def one_of(self, column: str, wanted: Wanted) -> None:
+        """A column must have the wanted value, or one of the wanted values."""
+        self.add(f"list_contains(?::VARCHAR[], {column})", [*values_of(wanted)])
+
     def span(self, column: str, span: Range) -> None:
         """A time must be in a span."""
         if span.start is not None:
@@ -200,11 +204,11 @@ def find_sessions(db: Connection, query: SessionQuery) -> list[SessionRow]:
     where = Where()
     where.add("info IS NOT NULL")
     if query.agent_id is not None:
-        where.add("agent_id = ?", query.agent_id)
+        where.one_of("agent_id", query.agent_id)
     if query.template_id is not None:
-        where.add("template_id = ?", query.template_id)
-    if query.metadata:
-        where.add("list_has_all(metadata, ?::VARCHAR[])", ["\n".join(pair) for pair in query.metadata])
+        where.one_of("template_id", query.template_id)
+    for key, wanted in query.metadata:
+        where.add("list_has_any(metadata, ?::VARCHAR[])", [f"{key}\n{value}" for value in values_of(wanted)])
     where.span("created_at", query.created)
     where.span("updated_at", query.updated)
     end, args = _page(where, (query.sort_by, "agent_id"), query)
@@ -217,9 +221,14 @@ def find_rows(db: Connection, query: RowQuery) -> list[FoundRow]:
     where = Where()
     where.add("kind = ?", query.kind)
     if query.agent_id is not None:
-        where.add("agent_id = ?", query.agent_id)
-    for column, value in query.where:
-        where.add("list_contains(content_types, ?)" if column == "content_type" else f"{column} = ?", value)
+        where.one_of("agent_id", query.agent_id)
+    for column, wanted in query.where:
+        if isinstance(wanted, bool):
+            where.add(f"{column} = ?", wanted)
+        elif column == "content_type":
+            where.add("list_has_any(content_types, ?::VARCHAR[])", [*values_of(wanted)])
+        else:
+            where.one_of(column, wanted)
     where.span("created_at", query.created)
     end, args = _page(where, ("created_at", "agent_id", "position"), query)
     found = db.execute(f"SELECT agent_id, position, created_at, body, digest FROM kode_rows {end}", args).fetchall()

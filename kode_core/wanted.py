@@ -1,0 +1,102 @@
+"""Checked queries, as engines get them from :mod:`kode_core.query`, which has the names for authors of stores."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+__all__ = [
+    "DEFAULT_LIMIT",
+    "Range",
+    "RowQuery",
+    "SessionQuery",
+    "SortBy",
+    "Wanted",
+    "finds_nothing",
+    "lists_values",
+    "values_of",
+]
+
+DEFAULT_LIMIT: Final = 100
+SortBy = Literal["created_at", "updated_at", "message_count"]
+
+
+class Range(msgspec.Struct, frozen=True):
+    """A span of time in milliseconds: from ``start``, inclusive, to ``end``, exclusive; None is open."""
+
+    start: int | None = None
+    end: int | None = None
+
+    def __contains__(self, time: int) -> bool:
+        return (self.start is None or time >= self.start) and (self.end is None or time < self.end)
+
+
+Wanted: TypeAlias = str | tuple[str, ...]
+"""The value that a record must have, or two and more, sorted, of which it must have one.
+
+Only an engine that says ``finds_any_of`` gets several. No engine gets an empty tuple, which nothing matches.
+"""
+
+
+def values_of(wanted: Wanted) -> tuple[str, ...]:
+    """The values of which a record must have one."""
+    return (wanted,) if isinstance(wanted, str) else wanted
+
+
+class SessionQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Sessions to find. The order is total: (sort value, agent_id), both descending or both ascending.
+
+    Attributes:
+        metadata: (key, value) as :func:`metadata_index` makes them; the session must have all of them, of several
+            values one.
+        after: (sort value, agent_id) of the last session on the page before.
+        limit: the maximum number; one more than the caller asked for, to see whether there is a next page.
+    """
+
+    agent_id: Wanted | None = None
+    template_id: Wanted | None = None
+    metadata: tuple[tuple[str, Wanted], ...] = ()
+    created: Range = Range()
+    updated: Range = Range()
+    sort_by: SortBy = "created_at"
+    descending: bool = True
+    limit: int = DEFAULT_LIMIT
+    offset: int = 0
+    after: tuple[int, str] | None = None
+
+
+class RowQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """List rows to find, of all agents or some. The order is (created_at, agent_id, position), as for sessions.
+
+    Attributes:
+        kind: ``messages`` or ``tool_calls``.
+        where: (column, value) pairs that must be equal, of several values one; columns are the fields of
+            ``MessageIndex`` and ``ToolCallIndex``, and ``content_type`` for a value among ``content_types``.
+        after: (created_at, agent_id, position) of the last row on the page before.
+    """
+
+    kind: Literal["messages", "tool_calls"]
+    agent_id: Wanted | None = None
+    where: tuple[tuple[str, Wanted | bool], ...] = ()
+    created: Range = Range()
+    descending: bool = True
+    limit: int = DEFAULT_LIMIT
+    offset: int = 0
+    after: tuple[int, str, int] | None = None
+
+
+def _all_wanted(query: SessionQuery | RowQuery) -> list[Wanted | bool | None]:
+    if isinstance(query, RowQuery):
+        return [query.agent_id, *(value for _, value in query.where)]
+    return [query.agent_id, query.template_id, *(value for _, value in query.metadata)]
+
+
+def finds_nothing(query: SessionQuery | RowQuery) -> bool:
+    """True if a filter of the query lists no value."""
+    return () in _all_wanted(query)
+
+
+def lists_values(query: SessionQuery | RowQuery) -> bool:
+    """True if a filter of the query lists several values."""
+    return any(isinstance(wanted, tuple) and wanted for wanted in _all_wanted(query))
