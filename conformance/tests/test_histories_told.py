@@ -21,10 +21,10 @@ from kode_conformance.histories.changes import CHANGES, chains, full_state
 from kode_conformance.histories.findings import How
 from kode_conformance.histories.looks import KINDS, looks
 from kode_conformance.histories.machine import Machine
+from kode_conformance.histories.making import history
 from kode_conformance.histories.model import WRITES
 from kode_conformance.histories.programs import RULER
 from kode_conformance.histories.stamps import times_problem
-from kode_conformance.histories.making import history
 from kode_conformance.histories.steps import Step
 from kode_conformance.histories.variants import KEYS, ORIGINALS, VARIANTS, names_of
 from kode_conformance.results import Status

@@ -18,9 +18,9 @@ from kode_conformance.histories import schedules
 from kode_conformance.histories.findings import How
 from kode_conformance.histories.linearize import Call, log_problem, offsets_problem, register_problem
 from kode_conformance.histories.machine import Machine
+from kode_conformance.histories.making import history
 from kode_conformance.histories.schedules import Schedule, interleaved
 from kode_conformance.histories.shrinking import shortest
-from kode_conformance.histories.making import history
 from kode_conformance.histories.steps import Step, listed
 from kode_conformance.histories.vocabulary import FAMILIES, REFUSED, VALUES
 from kode_conformance.instruments.pace import in_time

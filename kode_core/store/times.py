@@ -19,9 +19,10 @@ def keep_times(
 ) -> tuple[list[tuple[int, Row]], list[Row]]:
     """Set the times of the messages that a save writes.
 
-    If the new list is a part of the old one, each message keeps its time. Otherwise, a message that only moved keeps its time. A message in the place of a removed one takes the time of that one. All
-    others are new. If messages moved, the others are fitted in: not newer than their successor, and never older than
-    any message before them. The same holds for equal messages, since it is unknown which of them moved where.
+    If the new list is a part of the old one, each message keeps its time. Otherwise, a message that only moved keeps
+    its time. A message in the place of a removed one takes the time of that one. All others are new. If messages moved,
+    the others are fitted in: not newer than their successor, and never older than any message before them. The same
+    holds for equal messages, since it is unknown which of them moved where.
 
     Args:
         digests: the digests of the stored list.

@@ -9,7 +9,16 @@ from typing import Any, Final, cast
 import msgspec
 
 from kode_conformance.histories.model import AgentModel, Logged, StoreModel
-from kode_core.model import AgentInfo, Bookmark, Document, Message, StoredEvent, StoredMessage, StoredToolCall, UnknownBlock
+from kode_core.model import (
+    AgentInfo,
+    Bookmark,
+    Document,
+    Message,
+    StoredEvent,
+    StoredMessage,
+    StoredToolCall,
+    UnknownBlock,
+)
 from kode_core.query import DEFAULT_LIMIT, AgentStats, SessionInfo
 
 __all__ = ["answer", "content_types", "matches", "same_json", "session_of", "sessions_found", "stored_event"]
@@ -94,9 +103,7 @@ def _documents(
 def _document(agent: AgentModel, collection: str, key: str) -> Document:
     kept = agent.documents[collection, key]
     updated_at = -1 if kept.updated_at is None else kept.updated_at
-    return Document(
-        collection=collection, key=key, value=kept.value, version=kept.version or "", updated_at=updated_at
-    )
+    return Document(collection=collection, key=key, value=kept.value, version=kept.version or "", updated_at=updated_at)
 
 
 _OF_AGENT: Final[Mapping[str, Callable[..., object]]] = {

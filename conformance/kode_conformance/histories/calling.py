@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from kode_conformance.context import Context, Violation
 from kode_conformance.histories.findings import Finding
-from kode_conformance.histories.leases import Held
 from kode_conformance.histories.learning import Learner
+from kode_conformance.histories.leases import Held
 from kode_conformance.histories.model import AgentModel, StoreModel
 from kode_conformance.histories.steps import Step
 from kode_conformance.histories.vocabulary import demand_of
@@ -164,7 +164,7 @@ class Caller:
             seqs = [event.bookmark.seq for event in events]
             floor = max(floors, default=-1)
             self._ctx.true(seqs[0] > floor, f"an emitted event has the seq {seqs[0]}, and an earlier one has {floor}")
-            self._ctx.equal(seqs, list(range(seqs[0], seqs[0] + len(seqs))), "the seqs of events that follow each other")
+            self._ctx.equal(seqs, list(range(seqs[0], seqs[0] + len(seqs))), "the seqs of events in one piece")
             self._ctx.true(seqs[0] == 0 or not is_first, f"the first event of an agent has the seq {seqs[0]}")
             self._emitted[via, agent_id] = agent, seqs[-1]
             entries = self._run.model.emitted(agent_id, events)

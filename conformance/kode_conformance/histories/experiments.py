@@ -12,9 +12,9 @@ from kode_conformance.histories.changes import full_state
 from kode_conformance.histories.findings import GOES_WRONG, NOT_ALWAYS, Finding, How
 from kode_conformance.histories.leases import Leases
 from kode_conformance.histories.machine import Machine
+from kode_conformance.histories.making import DOCUMENTS, EDITS, history
 from kode_conformance.histories.programs import RULER, Program
 from kode_conformance.histories.shrinking import shortest
-from kode_conformance.histories.making import DOCUMENTS, EDITS, history
 from kode_conformance.histories.steps import Step, listed
 from kode_conformance.histories.translation import made_up
 from kode_conformance.histories.vocabulary import demand_of

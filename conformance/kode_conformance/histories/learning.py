@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from msgspec.structs import asdict
 
@@ -125,7 +125,8 @@ class Learner:
         """The present version, which is the one before, or one that the agent never had (VER-1)."""
         agent, name = self._run.model.agents[agent_id], self._run.name_of(agent_id)
         learned, seen = agent.learned, self._seen[agent_id,]
-        version, said = await store.load_version(agent_id), f"the version of {name}, {when}"
+        version: str = await store.load_version(agent_id)
+        said = f"the version of {name}, {when}"
         if learned.changes is False:
             self._ctx.equal(version, learned.version, f"{said}, as nothing that changes it was saved")
         elif learned.changes or version != learned.version:
@@ -169,4 +170,4 @@ class Learner:
         if kept.version is None:
             kept.version = version
             self._ctx.true(version not in (ABSENT, *seen), f"the version of {collection}/{key} was there before")
-        seen[cast(str, kept.version)] = None
+        seen[kept.version] = None

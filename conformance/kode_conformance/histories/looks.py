@@ -336,7 +336,7 @@ def document_looks(agent_id: str, known: Known, turn: int) -> Iterator[Look]:
     for i, collection in enumerate(dict.fromkeys(collection for collection, _ in places)):
         keys = [key for place, key in places if place == collection]
         one, two = sorted((keys[turn % len(keys)], keys[-1]))
-        bounds: Sequence[dict[str, Any]] = ({}, {"prefix": one}, {"start": one}, {"stop": two}, {"start": one, "stop": two})
+        bounds: list[dict[str, Any]] = [{}, {"prefix": one}, {"start": one}, {"stop": two}, {"start": one, "stop": two}]
         given = {**bounds[(turn + i) % len(bounds)], **({"reverse": True} if (turn + i) % 2 else {})}
         yield Look("list_documents", (agent_id, collection), given)
         yield Look("list_documents", (agent_id, collection), {"limit": 1 + turn % 3}, whole=True)

@@ -12,8 +12,8 @@ from kode_conformance.histories.answers import sessions_found
 from kode_conformance.histories.calling import Caller, highest_seq
 from kode_conformance.histories.findings import Finding, How
 from kode_conformance.histories.following import Followers
-from kode_conformance.histories.leases import Leases
 from kode_conformance.histories.learning import Learner
+from kode_conformance.histories.leases import Leases
 from kode_conformance.histories.looks import (
     KINDS,
     Known,
@@ -214,7 +214,8 @@ class Machine:
         return [agent_id, *ids]
 
     async def _fork_at(self, store: Any, agent_id: str, named: dict[str, Any]) -> Sequence[str]:
-        given = {name: self._id(arg) if name == "new_id" else self.value(arg, agent_id) for name, arg in named.items()}
+        given: dict[str, Any] = {}
+        given |= {name: self._id(arg) if name == "new_id" else self.value(arg, agent_id) for name, arg in named.items()}
         parent = self.model.agents[agent_id]
         kind, fork_id = await self._caller.fork(store, agent_id, parent, given)
         if kind:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kode_conformance.histories.steps import Step
@@ -167,8 +167,7 @@ class _Generator:
         agent = self._rng.choices(self._agents, [6, 2, 1, 1, 1, 1, 1, 1][: len(self._agents)])[0]
         if op in _SINGLE:
             one = Step(op, agent, (self._rng.choice(self._pools[_SINGLE[op]]),))
-            made = one if op == "create_agent" else one._replace(fence=self._fence())
-            return self._demanding(made)
+            return self._demanding(one if op == "create_agent" else one._replace(fence=self._fence()))
         make = getattr(self, f"_{op}", None)
         made: Step = Step(op, agent) if make is None else make(agent)
         if op in _FENCED or op.startswith(("save_", "append_", "upsert_")):
@@ -292,7 +291,8 @@ class _Generator:
     def _fork(self, agent: str) -> Step:
         """A fork with an id of its own or under that of an agent; whole, of the first messages, or of a snapshot."""
         rng, length = self._rng, len(self._lists.get((agent, "m"), ()))
-        point = rng.choice(((), (("length", rng.randint(0, length)),), (("length", length + 1),)))
+        points: Sequence[tuple[Any, ...]] = ((), (("length", rng.randint(0, length)),), (("length", length + 1),))
+        point = rng.choice(points)
         if rng.random() < 0.2:
             point = (("snapshot_id", f"{rng.choice(self._pools['s'])}:id"),)
         new_id = rng.choice([name for name in (*self._agents, "new", "") if name != agent])
