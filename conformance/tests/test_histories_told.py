@@ -14,14 +14,13 @@ import msgspec
 import pytest
 from kode_conformance import StoreHarness, load_checks
 from kode_conformance.builtin import MemoryHarness
-from kode_conformance.calls.methods import DOCUMENT_METHODS
 from kode_conformance.context import prepared
 from kode_conformance.histories.answers import _FOUND, _OF_AGENT
 from kode_conformance.histories.changes import CHANGES, chains, full_state
 from kode_conformance.histories.findings import How
 from kode_conformance.histories.looks import KINDS, looks
 from kode_conformance.histories.machine import Machine
-from kode_conformance.histories.making import history
+from kode_conformance.histories.making import DOCUMENTS, EDITS, history
 from kode_conformance.histories.model import WRITES
 from kode_conformance.histories.programs import RULER
 from kode_conformance.histories.stamps import times_problem
@@ -41,20 +40,16 @@ CHECKS = {check.id: check for check in load_checks()}
 
 # --- what is covered --------------------------------------------------------------------------------------------------
 
-WITH_THE_MACHINE: Final = {"batch_fork", "delete", "delete_many", "acquire_agent_lock", "get_metrics", "follow_events"}
+WITH_THE_MACHINE: Final = {
+    *("batch_fork", "delete", "delete_many", "acquire_agent_lock", "get_metrics", "follow_events"),
+    *("fork", "emit", "emit_many", "put_document", "delete_document", "load_version", "load_session"),
+}
 """What the machine does in a way of its own."""
 NOT_OF_THE_MODEL: Final = {
     "health_check": "tells of the medium, not of what is stored",
     "check_consistency": "a sound store has nothing to tell; what it finds in others is checked by damaging them",
     "iter_consistency": "the same, as a stream",
     "backup": "its copy is another store",
-    **dict.fromkeys(("pop_messages", "truncate_messages", "replace_message"), "MSG-11 has races of its own"),
-    **dict.fromkeys(("load_version", "load_session"), "VER-1 asks for them after every write"),
-    **dict.fromkeys(("create_agent", "update_info"), "INFO-4 and INFO-5 have races of their own"),
-    **dict.fromkeys(DOCUMENT_METHODS, "DOC-1 to DOC-4 have models of their own"),
-    "delete_snapshot": "SNAP-2 deletes each of several",
-    **dict.fromkeys(("emit", "emit_many"), "EVT-8 emits from several stores; the store chooses the numbers"),
-    "fork": "FORK-4 forks at every point",
     "close": "a history closes a store to open it again",
     "__aenter__": "as close",
     "__aexit__": "as close",
@@ -76,7 +71,7 @@ def methods() -> set[str]:
 def test_the_model_covers_the_interface() -> None:
     """A new method of a protocol must be put into the model, or be left out here with the reason."""
     queries = {f"{verb}_{kind}" for verb in ("query", "iter") for kind in _FOUND}
-    covered = {*WRITES, *_OF_AGENT, *queries, *WITH_THE_MACHINE, "list"}
+    covered = {*WRITES, *EDITS, *DOCUMENTS, *_OF_AGENT, *queries, *WITH_THE_MACHINE, "list"}
     assert covered <= methods()
     assert methods() - covered <= set(NOT_OF_THE_MODEL)
 

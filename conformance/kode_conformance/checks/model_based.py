@@ -178,7 +178,16 @@ async def random_histories_of_edits(ctx: Context) -> None:
     updated agents and forks from any point, the store holds what the contract makes of them; each call returns what
     it did; versions and times are as the contract says.
     """
-    await follow_the_model(ctx, histories=ctx.effort.examples, newer=EDITS)
+    await follow_the_model(ctx, histories=2 * ctx.effort.examples, newer=EDITS)
+
+
+@check("EVT-8", "EVT-2", needs=Capability.EXTENDED, stochastic=True, under=_UNDER)
+async def random_histories_of_emitted_events(ctx: Context) -> None:
+    """After any sequence of emits, appends, deletes and leases each emitted event has the numbers that it must have: in
+    order, in one piece, and under a lease above all that were stored when the lock was taken.
+    """
+    newer = {op: 3 * weight for op, weight in EDITS.items() if op.startswith("emit")}
+    await follow_the_model(ctx, histories=ctx.effort.examples, more={"acquire": 8, "release": 6}, newer=newer)
 
 
 @check(
@@ -191,7 +200,7 @@ async def random_histories_of_documents(ctx: Context) -> None:
     """After any sequence of calls and writes of documents, alone, together and in turns, of which some demand
     versions, all documents are read as they were put, by key, in ranges and in pages.
     """
-    await follow_the_model(ctx, histories=ctx.effort.examples // 2, newer={**DOCUMENTS, "fork": 3})
+    await follow_the_model(ctx, histories=ctx.effort.examples, newer={**DOCUMENTS, "fork": 3})
 
 
 @check(

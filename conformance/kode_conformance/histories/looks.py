@@ -338,8 +338,9 @@ def document_looks(agent_id: str, known: Known, turn: int) -> Iterator[Look]:
         one, two = sorted((keys[turn % len(keys)], keys[-1]))
         bounds: list[dict[str, Any]] = [{}, {"prefix": one}, {"start": one}, {"stop": two}, {"start": one, "stop": two}]
         given = {**bounds[(turn + i) % len(bounds)], **({"reverse": True} if (turn + i) % 2 else {})}
-        yield Look("list_documents", (agent_id, collection), given)
+        yield Look("list_documents", (agent_id, collection))
+        method = ("iter_documents", "list_document_keys", "list_documents")[turn % 3]
+        yield Look(method, (agent_id, collection), given)
         yield Look("list_documents", (agent_id, collection), {"limit": 1 + turn % 3}, whole=True)
-        yield Look(("iter_documents", "list_document_keys")[turn % 2], (agent_id, collection), given)
     yield Look("load_document", (agent_id, *places[turn % len(places)]))
     yield Look("load_document", (agent_id, "nothing", places[-1][1]))

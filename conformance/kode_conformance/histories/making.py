@@ -67,13 +67,15 @@ EDITS: Final = {
 DOCUMENTS: Final = {"put_document": 7, "delete_document": 4, "write_documents": 5}
 """Calls of a store that keeps documents."""
 _COMPANY: Final = {
-    **dict.fromkeys(("pop_messages", "truncate_messages", "replace_message", "fork"), "save_messages"),
-    **dict.fromkeys(("create_agent", "update_info"), "save_info"),
-    **dict.fromkeys(("emit", "emit_many"), "append_events"),
-    "delete_snapshot": "save_snapshot",
-    **dict.fromkeys(DOCUMENTS, "save_turn"),
+    **dict.fromkeys(("pop_messages", "truncate_messages", "replace_message"), ("save_messages", "append_messages")),
+    "fork": ("save_info", "append_messages"),
+    "create_agent": (),
+    "update_info": ("save_info",),
+    **dict.fromkeys(("emit", "emit_many"), ("append_events",)),
+    "delete_snapshot": ("save_snapshot",),
+    **dict.fromkeys(DOCUMENTS, ("save_turn", "delete_document")),
 }
-"""A call without which another one finds nothing to do."""
+"""Calls without which another one finds nothing to do."""
 _FENCED: Final = frozenset({*EDITS, *DOCUMENTS} - {"create_agent", "update_info", "replace_message", "fork"})
 """Calls that may be made under a lease that has ended: if they are refused, it is for no other reason."""
 _DEMANDING: Final = frozenset(
@@ -121,10 +123,9 @@ def history(
     weights = {**_WEIGHTS, **more, **newer}
     if rng.random() < 0.8:
         own = rng.sample(list(more), min(rng.choice((1, 2)), len(more)))
-        kinds = {"delete", *own, *rng.sample(list(_WEIGHTS), rng.randint(2, 4))}
-        if newer:
-            few = rng.sample(list(newer), min(rng.choice((1, 2, 3)), len(newer)))
-            kinds |= {*few, *(_COMPANY[op] for op in few)}
+        few = rng.sample(list(newer), min(rng.choice((1, 2, 3)), len(newer))) if newer else []
+        kinds = {"delete", *own, *rng.sample(list(_WEIGHTS), rng.randint(0, 2) if few else rng.randint(2, 4))}
+        kinds |= {*few, *(company for op in few for company in _COMPANY[op])}
         weights = {op: weight for op, weight in weights.items() if op in kinds}
     return _Generator(rng, weights, stores, large).make(steps)
 
@@ -136,17 +137,20 @@ class _Generator:
         self._rng = rng
         self._weights = weights
         self._lists: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._agents = list(rng.choice(_NAMES))[: rng.choice((1, 2, 3, 3))]
+        self._is_newer = not weights.keys().isdisjoint((*EDITS, *DOCUMENTS))
+        self._agents = list(rng.choice(_NAMES))[: rng.choice((1, 1, 1, 2, 3) if self._is_newer else (1, 2, 3, 3))]
+        self._earlier: dict[tuple[str, str], tuple[str, ...]] = {}
         self._stores = rng.choice((1, stores, stores))
         self._forks = 0
         self._large = large
-        self._is_newer = not weights.keys().isdisjoint((*EDITS, *DOCUMENTS))
         self._has_documents = not weights.keys().isdisjoint(DOCUMENTS)
         self._pools = {kind: self._pool(kind) for kind in _POOLS if kind != "x" or self._has_documents}
 
     def _pool(self, kind: str) -> tuple[str, ...]:
         """The values of the history: in every third one two of a family that are neighbours in its table, too."""
         rng, base = self._rng, _POOLS[kind]
+        if self._is_newer and rng.random() < 0.6:
+            return tuple(rng.sample(base, min(3, len(base))))
         families = [family for family in FAMILIES if family[0] == kind]
         if not families or rng.random() < 0.67:
             return base
@@ -158,10 +162,18 @@ class _Generator:
     def make(self, steps: int) -> list[Step]:
         rng, stores = self._rng, self._stores
         ops = rng.choices(list(self._weights), list(self._weights.values()), k=steps)
-        made = [self._step(op)._replace(via=rng.randrange(stores), seen_by=rng.randrange(stores)) for op in ops]
+        made = [self._begun()] if self._is_newer and rng.random() < 0.7 else []
+        made += [self._step(op)._replace(via=rng.randrange(stores), seen_by=rng.randrange(stores)) for op in ops]
         if self._large:
             made.insert(rng.randrange(len(made) // 2 + 1), self._burst()._replace(via=rng.randrange(stores)))
         return made
+
+    def _begun(self) -> Step:
+        """Some messages and an info, so that there is something to edit."""
+        agent = self._agents[0]
+        messages = self._lists[agent, "m"] = tuple(self._rng.choices(self._pools["m"], k=self._rng.randint(2, 5)))
+        info = self._rng.choice(self._pools["i"])
+        return Step("save_turn", agent, named=(("messages", messages), ("info", info)))
 
     def _step(self, op: str) -> Step:
         agent = self._rng.choices(self._agents, [6, 2, 1, 1, 1, 1, 1, 1][: len(self._agents)])[0]
@@ -202,8 +214,13 @@ class _Generator:
         return tuple(dict.fromkeys(self._some(kind, most)))
 
     def _edited(self, agent: str, kind: str) -> tuple[str, ...]:
-        """The list with more at the end, some gone, one changed, moved or put in between; or any list."""
+        """The list with more at the end, some gone, one changed, moved or put in between; or any list; or the one before
+        an edit in place.
+        """
         old = list(self._lists.get((agent, kind), ()))
+        if self._is_newer and (agent, kind) in self._earlier and self._rng.random() < 0.3:
+            self._lists[agent, kind] = self._earlier[agent, kind]
+            return self._earlier[agent, kind]
         fresh, at = self._some(kind), self._rng.randint(0, len(old))
         choices = [
             (*old, *fresh),
@@ -254,13 +271,13 @@ class _Generator:
 
     def _pop_messages(self, agent: str) -> Step:
         count, old = self._rng.choice((0, 1, 1, 2, 3, 99)), self._lists.get((agent, "m"), ())
-        self._lists[agent, "m"] = old[: max(0, len(old) - count)]
+        self._earlier[agent, "m"], self._lists[agent, "m"] = old, old[: max(0, len(old) - count)]
         return Step("pop_messages", agent, (count,))
 
     def _truncate_messages(self, agent: str) -> Step:
         old = self._lists.get((agent, "m"), ())
         length = self._rng.randint(0, len(old) + 1)
-        self._lists[agent, "m"] = old[:length]
+        self._earlier[agent, "m"], self._lists[agent, "m"] = old, old[:length]
         return Step("truncate_messages", agent, (length,))
 
     def _replace_message(self, agent: str) -> Step:
@@ -292,7 +309,7 @@ class _Generator:
         """A fork with an id of its own or under that of an agent; whole, of the first messages, or of a snapshot."""
         rng, length = self._rng, len(self._lists.get((agent, "m"), ()))
         points: Sequence[tuple[Any, ...]] = ((), (("length", rng.randint(0, length)),), (("length", length + 1),))
-        point = rng.choice(points)
+        (point,) = rng.choices(points, (3, 7, 1))
         if rng.random() < 0.2:
             point = (("snapshot_id", f"{rng.choice(self._pools['s'])}:id"),)
         new_id = rng.choice([name for name in (*self._agents, "new", "") if name != agent])
@@ -306,7 +323,7 @@ class _Generator:
 
     def _documents(self) -> tuple[str, ...]:
         """Writes of documents, of which some demand versions, and now and then two are of one."""
-        names = self._rng.sample(self._pools["x"], self._rng.randint(0, 3))
+        names = self._rng.sample(self._pools["x"], self._rng.randint(0, min(3, len(self._pools["x"]))))
         if self._rng.random() < 0.9:
             places = {(values_of(name)[0].collection, values_of(name)[0].key): name for name in names}
             names = list(places.values())
@@ -316,7 +333,7 @@ class _Generator:
         return Step("write_documents", agent, (self._documents(),))
 
     def _put_document(self, agent: str) -> Step:
-        name = self._rng.choice([name for name in self._pools["x"] if not name.endswith("-")])
+        name = self._rng.choice([name for name in self._pools["x"] if not name.endswith("-")] or ["x0"])
         parts = (f"{name}:collection", f"{name}:key", f"{name}:value")
         return Step("put_document", agent, parts, expect=self._demand())
 

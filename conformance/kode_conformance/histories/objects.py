@@ -123,7 +123,7 @@ _MESSAGES: Final = Object(
         "pop": (4, _upto(3), _pop),
         "truncate": (2, _upto(6), lambda s, a, arg: s.truncate_messages(a, arg[0])),
         "replace": (4, _upto(4), _replace),
-        "fork": (1, _upto(4), _fork),
+        "fork": (3, _upto(4), _fork),
         "read": (6, _nothing, _numbers),
     },
     _edited,
