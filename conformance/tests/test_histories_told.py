@@ -30,7 +30,7 @@ from kode_conformance.results import Status
 from kode_conformance.running.runner import judge
 from kode_conformance.settings import Settings
 
-from conformance.tests.zoo import changes, told
+from conformance.tests.zoo import changes, edited, told
 from conformance.tests.zoo.base import PlainMemory
 from kode_core.model import Message
 from kode_core.protocols import AgentStore, DocumentStore, ExtendedStore, QueryableStore, Store
@@ -203,6 +203,7 @@ def unused(program: str) -> set[str]:
     return had - {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
+_EDITS: Final = "MSG-11.random_histories_of_edits"
 FAULTY: Final = {
     "a stale index": (changes.IndexesContentsAnew, "QRY-2.queries_after_each_change_of_a_list", "has"),
     "another type": (changes.ComparesMetadata, "QRY-2.queries_after_each_change_of_an_info", "has"),
@@ -215,6 +216,10 @@ FAULTY: Final = {
     "a fork": (told.ForgetsTheForksMedia, "LIFE-4.queries_after_each_end_and_fork", ""),
     "a follower": (told.FollowsEachSeqOnce, "EVT-7.random_histories_are_followed", "did not yield"),
     "a lease": (told.FencesNoDocuments, "LOCK-5.random_histories_under_leases", "lease that has ended"),
+    "a pop": (edited.PopsBehindTheListMemory, _EDITS, ""),
+    "a version": (edited.KeepsTheVersionOfAnEmptiedList, _EDITS, "the version of"),
+    "a document's version": (edited.RevivesTheVersion, "DOC-2.random_histories_of_documents", "was there before"),
+    "a turn": (edited.WritesTheTurnFirst, "DOC-2.random_histories_of_documents", ""),
     "a counter": (told.CountsUpsertsTwice, "OPS-3.each_call_moves_its_counter", "counters"),
 }
 
@@ -225,7 +230,9 @@ def test_a_finding_is_a_program_that_fails(name: str, tmp_path: Path) -> None:
     """The program that a finding prints fails on the faulty store, with what is wrong, and passes on a sound one."""
     part, check, wrong = FAULTY[name]
     harness = cast(StoreHarness, cast(Any, part).Harness())
-    result = judge(CHECKS[check], harness, Settings())
+    results = (judge(CHECKS[check], harness, Settings(seed=seed)) for seed in range(5))
+    result = next((one for one in results if one.status is Status.FAIL), None)
+    assert result is not None
     assert result.status is Status.FAIL
     history, _, program = result.message.partition("As a program:\n\n")
     assert "Step(" in program or "await store." in program
