@@ -149,7 +149,7 @@ class Caller:
         """Events that the store numbers: above all that it has to know of (EVT-8)."""
         agent, now = self._run.model.agents[agent_id], time.monotonic()
         floors = [logged.timeline.bookmark.seq for logged in agent.events if logged.at < now - _SEEN_S]
-        floors += [] if lease is None or lease.highest is None or not agent.events else [lease.highest]
+        floors += [lease.highest] if lease is not None and lease.agent is agent else []
         life, last = self._emitted.get((via, agent_id), (agent, -1))
         floors += [last] if life is agent else []
         is_first = not agent.events and not self._learner.had_events(agent_id)

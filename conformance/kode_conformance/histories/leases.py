@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from typing import Any, ClassVar, Final
 
 from kode_conformance.context import Context
+from kode_conformance.histories.model import AgentModel
 from kode_conformance.histories.steps import Step
 from kode_core.errors import LockLostError, LockUnavailableError
 from kode_core.protocols import Lease
@@ -19,13 +20,14 @@ _SHORT_MS: Final = 40
 
 
 class Held:
-    """A lease, and the store that gave it; ``highest`` is the seq that was stored when the lock was taken."""
+    """A lease, and the store that gave it; the agent when the lock was taken, and its highest seq then."""
 
     def __init__(self, lease: Lease, via: int) -> None:
         self.lease = lease
         self.via = via
         self.has_ended = False
-        self.highest: int | None = None
+        self.agent: AgentModel | None = None
+        self.highest = -1
 
 
 class Leases:

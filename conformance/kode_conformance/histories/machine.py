@@ -168,8 +168,8 @@ class Machine:
         if step.op in Leases.OPS:
             await self._leases.do(step, agent_id, self._stores)
             held = self._leases.fence("held", agent_id)
-            if held is not None and held.highest is None:
-                held.highest = highest_seq(self.model.agents[agent_id])
+            if held is not None and held.agent is None:
+                held.agent, held.highest = self.model.agents[agent_id], highest_seq(self.model.agents[agent_id])
             return [agent_id]
         store = self._stores[step.via]
         if step.op == "batch_fork":

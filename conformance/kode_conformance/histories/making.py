@@ -214,7 +214,7 @@ class _Generator:
         return tuple(dict.fromkeys(self._some(kind, most)))
 
     def _edited(self, agent: str, kind: str) -> tuple[str, ...]:
-        """The list with more at the end, some gone, one changed, moved or put in between; any list; or an earlier one."""
+        """The list with more at the end, some gone, one changed, moved or put in between; or another one."""
         old = list(self._lists.get((agent, kind), ()))
         if self._is_newer and (agent, kind) in self._earlier and self._rng.random() < 0.3:
             self._lists[agent, kind] = self._earlier[agent, kind]
