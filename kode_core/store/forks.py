@@ -123,6 +123,8 @@ class Forks:
             batch = context.batch(cut.new_id, fence=fence, expect_updated_at=0, **copied)
             if isinstance(await context.commit(batch), Refused):
                 there = version_of(await engine.summary(cut.new_id))
+                if there == ABSENT:
+                    continue  # the engine refused for now, or another writer put documents there
                 raise ConflictError(cut.new_id, there, "it exists already; a fork replaces no agent")
             return cut.new_id
         raise StoreBusyError(f"agent {agent_id!r} kept changing while it was forked; nothing was written")

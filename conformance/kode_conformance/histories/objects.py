@@ -91,7 +91,7 @@ async def _replace(store: ExtendedStore, agent_id: str, arg: Any) -> Any:
 
 async def _fork(store: ExtendedStore, agent_id: str, arg: Any) -> Any:
     fork_id = await _or_refused(store.fork(agent_id, length=arg[0]))
-    return _REFUSED if fork_id == _REFUSED else await _numbers(store, fork_id)
+    return await _numbers(store, fork_id) if fork_id != _REFUSED else _REFUSED
 
 
 def _edited(state: tuple[int, ...], call: Call) -> Iterable[tuple[int, ...]]:

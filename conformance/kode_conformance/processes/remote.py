@@ -110,6 +110,6 @@ async def serve(store: Any, tell: Callable[..., None]) -> None:
                 answer = "gives", await getattr(store, name)(*args, **kwargs)
         except Exception as exc:  # noqa: BLE001 - it is raised over there
             known = next((k.__name__ for k in type(exc).__mro__ if hasattr(kode_core.errors, k.__name__)), None)
-            fields = {name: value for name, value in vars(exc).items() if isinstance(value, str)}
+            fields = {name: value for name, value in vars(exc).items() if value is None or isinstance(value, str)}
             answer = "raises", known or type(exc).__name__, str(exc), fields
         tell(answer=base64.b64encode(pickle.dumps(answer)).decode())
