@@ -94,7 +94,7 @@ def _documents(
     reverse: bool = False,
     limit: int | None = None,
 ) -> list[Document]:
-    """Documents of a range; what was not learned yet is empty or -1."""
+    """The documents of a range, with an empty version and the time -1 if these were not learned yet."""
     keys = sorted(key for place, key in agent.documents if place == collection and key.startswith(prefix))
     keys = [key for key in keys if (start is None or key >= start) and (stop is None or key < stop)]
     return [_document(agent, collection, key) for key in (keys[::-1] if reverse else keys)[:limit]]

@@ -304,7 +304,7 @@ class _Generator:
         return Step("emit_many", agent, (tuple(f"{name}:event" for name in self._some("e")),))
 
     def _fork(self, agent: str) -> Step:
-        """A fork with an id of its own or under that of an agent; whole, of the first messages, or of a snapshot."""
+        """A fork of everything, of the first messages or of a snapshot, to an id that is new or that an agent has."""
         rng, length = self._rng, len(self._lists.get((agent, "m"), ()))
         points: Sequence[tuple[Any, ...]] = ((), (("length", rng.randint(0, length)),), (("length", length + 1),))
         (point,) = rng.choices(points, (3, 7, 1))

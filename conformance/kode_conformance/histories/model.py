@@ -190,7 +190,7 @@ class StoreModel:
         return messages[start:]
 
     def truncate_messages(self, agent_id: str, length: int) -> int:
-        """Remove what is behind the first ones; how many that were."""
+        """Remove all messages behind the first ones, and return their number."""
         messages = self.agents[agent_id].messages
         self._edited(agent_id, messages[:length])
         return max(0, len(messages) - length)
@@ -265,7 +265,7 @@ class StoreModel:
     # --- documents of the caller's own
 
     def write_documents(self, agent_id: str, documents: Sequence[DocumentWrite]) -> list[Kept | None]:
-        """Put and delete, if the versions are those that are demanded."""
+        """Put and delete, if the documents have the versions that are demanded."""
         kept = self.agents[agent_id].documents
         if len({(write.collection, write.key) for write in documents}) < len(documents):
             raise InvalidArgumentError("two writes of one document")

@@ -151,7 +151,7 @@ async def _update(store: ExtendedStore, agent_id: str, arg: Any) -> Any:
 
 
 def _of_info(state: Any, call: Call) -> Iterable[Any]:
-    """The state is the metadata, None without info, and the version, None if nobody has seen it yet."""
+    """The state has the metadata, or None without info, and the version, or None before a call has returned it."""
     (metadata, version), (arg, answer), known = state, call.value, call.end is not None
     if call.op == "read":
         if metadata is None or answer is None:
@@ -187,7 +187,6 @@ _INFO: Final = Object(
         "save": (2, _number, lambda s, a, n: s.save_info(a, _info(a, {"n": n}))),
         "demand": (6, _seen, lambda s, a, arg: _or_refused(s.save_info(a, _info(a, {"n": arg[0]}), expect=arg[1]))),
         "update": (6, _upto(2), _update),
-        "delete": (1, _nothing, lambda s, a, _: s.delete(a)),
         "read": (6, _nothing, _read_info),
     },
     _of_info,
@@ -205,7 +204,7 @@ async def _read_document(store: ExtendedStore, agent_id: str, _: Any) -> list[An
 
 
 def _of_document(state: Any, call: Call) -> Iterable[Any]:
-    """The state is the value and the version, None if nobody has seen it yet."""
+    """The state has the value and the version, or None before a call has returned it."""
     (value, version), (arg, answer), known = state, call.value, call.end is not None
     if call.op == "read":
         return [tuple(answer)] if value == answer[0] and version in (None, answer[1]) else []
