@@ -30,7 +30,7 @@ from kode_core import (
     lazy_store,
 )
 from kode_core.backends.memory.engine import MemoryEngine
-from kode_core.batch import Batch, Doc, DocKind, DocSpan, Outcome
+from kode_core.batch import Batch, Doc, DocKind, DocSpan, Outcome, Refused
 from kode_core.codec import Body
 from kode_core.engine import Engine
 from kode_core.layers import Layer
@@ -438,3 +438,23 @@ async def test_a_stream_opens_the_store() -> None:
     lazy = lazy_store("sqlite:///a.db")
     assert [document.key async for document in lazy.iter_documents("a", "c")] == ["k"]
     await lazy.close()
+
+
+class RefusesOnce(Layer):
+    """Says once of a write of a new list that another writer was faster."""
+
+    refused = False
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        if not self.refused and any(batch.messages is not None for batch in batches):
+            self.refused = True
+            return [Refused("messages") for _ in batches]  # type: ignore[arg-type]
+        return await super().commit(batches)
+
+
+async def test_a_fork_that_is_refused_for_now_is_made() -> None:
+    """An id under which nothing exists is no conflict, though the engine refused the first attempt."""
+    async with create_extended_store("memory://", layers=[RefusesOnce]) as store:
+        await store.save_info("a", AgentInfo(agent_id="a", template_id="t"))
+        assert await store.fork("a", "b", length=0) == "b"
+        assert await store.exists("b")

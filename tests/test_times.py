@@ -73,11 +73,27 @@ YES = [("y", 1), ("a", 2), ("y", 3), ("b", 4), ("y", 5), ("y", 6)]
         ("byycy", [4, 5, 6, NOW, NOW]),
         ("Sbyy", [1, 4, 5, 6]),
         ("yaXbyy", [1, 2, 3, 4, 5, 6]),
+        ("yy", [5, 6]),
+        ("byy", [4, 5, 6]),
     ],
 )
 def test_equal_messages(new: str, wanted: list[int]) -> None:
     """Of equal messages each keeps its own time, with those that moved along with it."""
     assert saved(YES, new) == wanted
+
+
+@given(
+    st.text("yab", min_size=1, max_size=12),
+    st.lists(st.integers(0, 50), min_size=12, max_size=12),
+    st.integers(0, 12),
+    st.integers(0, 12),
+)
+def test_a_part_of_the_list_keeps_its_times(letters: str, times: list[int], start: int, end: int) -> None:
+    """Wherever the start and the end of a list are gone, the times are those of a part with these messages."""
+    times = sorted(times)[: len(letters)]
+    part = letters[start:end]
+    parts = [times[i : i + len(part)] for i in range(len(letters)) if letters[i:].startswith(part)]
+    assert saved([*zip(letters, times, strict=True)], part) in [*parts, []]
 
 
 @given(st.text("yyab", max_size=12), st.lists(st.integers(0, 50), min_size=12, max_size=12), st.integers(0, 12))

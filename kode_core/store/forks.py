@@ -22,7 +22,7 @@ from kode_core.batch import (
 )
 from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError, StoreBusyError
 from kode_core.ids import check_agent_id, check_key, new_agent_id, quoted
-from kode_core.model import AgentInfo, Message, ToolUseBlock
+from kode_core.model import ABSENT, AgentInfo, Message, ToolUseBlock
 from kode_core.pace import Pace
 from kode_core.store.context import Context
 from kode_core.store.documents import stored_documents
@@ -123,6 +123,8 @@ class Forks:
             batch = context.batch(cut.new_id, fence=fence, expect_updated_at=0, **copied)
             if isinstance(await context.commit(batch), Refused):
                 there = version_of(await engine.summary(cut.new_id))
+                if there == ABSENT:
+                    continue  # the engine refused for now, or another writer put documents there
                 raise ConflictError(cut.new_id, there, "it exists already; a fork replaces no agent")
             return cut.new_id
         raise StoreBusyError(f"agent {agent_id!r} kept changing while it was forked; nothing was written")

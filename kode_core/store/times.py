@@ -19,9 +19,10 @@ def keep_times(
 ) -> tuple[list[tuple[int, Row]], list[Row]]:
     """Set the times of the messages that a save writes.
 
-    A message that only moved keeps its time. A message in the place of a removed one takes the time of that one. All
-    others are new. If messages moved, the others are fitted in: not newer than their successor, and never older than
-    any message before them. The same holds for equal messages, since it is unknown which of them moved where.
+    If the new list is a part of the old one, each message keeps its time. Otherwise, a message that only moved keeps
+    its time. A message in the place of a removed one takes the time of that one. All others are new. If messages moved,
+    the others are fitted in: not newer than their successor, and never older than any message before them. The same
+    holds for equal messages, since it is unknown which of them moved where.
 
     Args:
         digests: the digests of the stored list.
@@ -31,6 +32,14 @@ def keep_times(
         shared: the number of positions that the list had and still has.
     """
     changed = [*put, *enumerate(append, shared)]
+    written = {i: row.body.digest for i, row in changed}
+    start = _part_of(digests, [written.get(i) or digests[i] for i in range(shared + len(append))])
+    if start is not None:
+
+        def kept(i: int, row: Row) -> Row:
+            return replace(row, created_at=created[start + i])
+
+        return [(i, kept(i, row)) for i, row in put], [kept(i, row) for i, row in enumerate(append, shared)]
     pairs, doubtful = _moved(digests, changed, shared)
     moved = {*pairs.values(), *doubtful.values()}
     times = {i: created[place] for i, place in pairs.items()}
@@ -105,11 +114,25 @@ def _known_again(
     return {once[digest]: found[0] for digest, found in places.items() if len(found) == 1 and digest in once}
 
 
+def _part_of(old: Sequence[bytes], new: Sequence[bytes]) -> int | None:
+    """The position in the old list from which on it has the whole new one; None if it has not."""
+    if not new or len(new) > len(old):
+        return None
+    size, whole, part = len(new[0]), b"".join(old), b"".join(new)
+    at = whole.find(part)
+    while size and at > 0 and at % size:
+        at = whole.find(part, at + 1)
+    start = at // size if size and at >= 0 else 0
+    return start if list(old[start : start + len(new)]) == list(new) else None
+
+
 def equal_ones(old: Sequence[bytes], new: Sequence[bytes]) -> Sequence[int]:
     """The positions with the same message before and after, if the message has equals and messages of the list moved.
 
     Any of the equal messages may be there now.
     """
+    if _part_of(old, new):
+        return [i for i, digest in enumerate(new) if old[i] == digest]
     shared = min(len(old), len(new))
     stay = [i for i in range(shared) if old[i] == new[i]]
     rows = {i: digest for i, digest in enumerate(new) if i >= shared or old[i] != digest}

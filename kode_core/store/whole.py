@@ -201,18 +201,21 @@ class Wholes:
         context, engine = self._context, self._context.engine
         check_class(AgentRecords, records, "records")
         updated_at = _checked(records)
-        contents = await self._contents(agent_id, records)
+        batch = context.batch(agent_id, fence=fence, expect_updated_at=0, **await self._contents(agent_id, records))
+        batch = batch if updated_at is None else replace(batch, now=updated_at)
         try:
-            await check_unused(engine, agent_id, "import")
-            batch = context.batch(agent_id, fence=fence, expect_updated_at=0, **contents)
-            batch = batch if updated_at is None else replace(batch, now=updated_at)
-            if isinstance(await context.commit(batch), Refused):
+            for _ in range(_ATTEMPTS):
+                await check_unused(engine, agent_id, "import")
+                if not isinstance(await context.commit(batch), Refused):
+                    self._appender.stored(agent_id, batch.events)
+                    return
                 there = version_of(await engine.summary(agent_id))
-                raise ConflictError(agent_id, there, "it exists already; an import replaces no agent")
+                if there != ABSENT:  # otherwise the engine refused for now, or another writer put documents there
+                    raise ConflictError(agent_id, there, "it exists already; an import replaces no agent")
         except ConflictError:
             await self._writer.check_held(agent_id, fence)
             raise
-        self._appender.stored(agent_id, batch.events)
+        raise StoreBusyError(f"agent {agent_id!r} kept changing while it was imported; nothing was written")
 
     async def _contents(self, agent_id: str, records: AgentRecords) -> dict[str, Any]:
         """The contents of the batch."""

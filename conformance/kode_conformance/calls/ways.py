@@ -206,7 +206,7 @@ class _Round:
         info = await self._ctx.store.load_info(fork)
         self._ctx.true(info is not None, "the fork has no info")
         assert info is not None
-        self._model.fork(self._model.agents[parent], parent, fork, info.created_at)
+        self._model.fork(self._model.agents[parent], parent, info)
         for agent_id, by in ((parent, "save and a fork"), (fork, "batch_fork")):
             self._written += [_Written(agent_id, kinds()[record], by, []) for record in self._records]
 

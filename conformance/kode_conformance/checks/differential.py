@@ -15,9 +15,10 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.histories.changes import CHANGES, chains, full_state
 from kode_conformance.histories.looks import Known, Look, ask, loads
 from kode_conformance.histories.machine import Machine
+from kode_conformance.histories.making import history
 from kode_conformance.histories.programs import plain
 from kode_conformance.histories.shrinking import shortest
-from kode_conformance.histories.steps import Step, history, listed
+from kode_conformance.histories.steps import Step, listed
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier

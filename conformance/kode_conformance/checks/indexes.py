@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
@@ -118,7 +118,8 @@ async def filters_follow_every_change(ctx: Context) -> None:
     if "EXTENDED" not in ctx.harness.lacks:
         (fork,) = await ctx.store.batch_fork("a", 1)
         info = await ctx.store.load_info(fork)
-        model.fork(model.agents["a"], "a", fork, info.created_at if info else 0)
+        ctx.true(info is not None, "the fork has no info")
+        model.fork(model.agents["a"], "a", cast(AgentInfo, info))
         await _look(ctx, other, model, "after a fork")
         model.delete(fork)
         await ctx.store.delete(fork)

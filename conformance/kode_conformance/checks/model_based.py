@@ -8,9 +8,10 @@ from typing import Any, Final
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.histories.changes import CHANGES, chains
-from kode_conformance.histories.experiments import follow, follow_the_model
+from kode_conformance.histories.experiments import follow, follow_the_model, newer_calls
 from kode_conformance.histories.findings import How
-from kode_conformance.histories.steps import Step, history
+from kode_conformance.histories.making import DOCUMENTS, EDITS, history
+from kode_conformance.histories.steps import Step
 from kode_conformance.processes.remote import another_process
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -101,15 +102,17 @@ async def random_histories_follow_the_model(ctx: Context) -> None:
 )
 async def random_histories_survive_restarts(ctx: Context) -> None:
     """After any sequence of calls and restarts, the store holds what the contract makes of them."""
-    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 4), more={"reopen": 6}, how=How(restart=True))
+    count, newer = max(1, ctx.effort.examples // 4), newer_calls(ctx)
+    more, how = {"reopen": 6}, How(restart=True)
+    await follow_the_model(ctx, histories=count, more=more, newer=newer, newer_ones=count // 2, how=how)
 
 
 @check("FORK-2", "FORK-1", needs=Capability.EXTENDED, tier=Tier.STANDARD, stochastic=True, under=_UNDER)
 async def random_histories_with_forks(ctx: Context) -> None:
     """After any sequence of calls and forks, parents and forks hold what the contract makes of them."""
-    await follow_the_model(
-        ctx, histories=max(1, ctx.effort.examples // 8), more={"batch_fork": 8}, full=True, how=How(queries=True)
-    )
+    count, newer = max(1, ctx.effort.examples // 8), newer_calls(ctx)
+    more, how = {"batch_fork": 8}, How(queries=True)
+    await follow_the_model(ctx, histories=count, more=more, newer=newer, newer_ones=count // 2, full=True, how=how)
 
 
 @check("QRY-2", *_QUERIES, "MSG-4", needs=_Q, stochastic=True, under=_UNDER)
@@ -139,7 +142,8 @@ async def random_histories_of_long_lists(ctx: Context) -> None:
 async def random_histories_under_leases(ctx: Context) -> None:
     """After any sequence of calls and leases a lock has one holder, and writes under an ended lease change nothing."""
     more = {"acquire": 9, "release": 6, "release_old": 3, "lapse": 2 if ctx.settings.tier else 0}
-    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 4), more=more)
+    count = max(1, ctx.effort.examples // 4)
+    await follow_the_model(ctx, histories=count, more=more, newer=newer_calls(ctx), newer_ones=count // 2)
 
 
 @check("EVT-7", "EVT-2", stochastic=True, under=_UNDER)
@@ -148,7 +152,9 @@ async def random_histories_are_followed(ctx: Context) -> None:
     see it once and in the order of offsets.
     """
     more = {"append_event": 20, "append_events": 10}
-    await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 12), more=more, how=How(follow=10.0))
+    count, how = max(1, ctx.effort.examples // 12), How(follow=10.0)
+    emits = {op: 20 for op in newer_calls(ctx) if op.startswith("emit")}
+    await follow_the_model(ctx, histories=count, more=more, newer=emits, newer_ones=max(1, count // 2), how=how)
 
 
 @check("OPS-3", needs=Capability.EXTENDED, stochastic=True, under=_UNDER)
@@ -159,6 +165,42 @@ async def each_call_moves_its_counter(ctx: Context) -> None:
     await follow_the_model(
         ctx, histories=max(1, ctx.effort.examples // 4), how=How(each=False, end=False, metrics=True)
     )
+
+
+@check(
+    *("MSG-11", "VER-1", "VER-2", "INFO-4", "INFO-5", "SNAP-2", "EVT-8", "FORK-4", "MSG-4", "INFO-2"),
+    needs=Capability.EXTENDED,
+    stochastic=True,
+    under=_UNDER,
+)
+async def random_histories_of_edits(ctx: Context) -> None:
+    """After any sequence of calls with edits in place, writes that demand a version, emitted events, created and
+    updated agents and forks from any point, the store holds what the contract makes of them; each call returns what
+    it did; versions and times are as the contract says.
+    """
+    await follow_the_model(ctx, histories=2 * ctx.effort.examples, newer=EDITS)
+
+
+@check("EVT-8", "EVT-2", needs=Capability.EXTENDED, stochastic=True, under=_UNDER)
+async def random_histories_of_emitted_events(ctx: Context) -> None:
+    """After any sequence of emits, appends, deletes and leases each emitted event has the numbers that it must have: in
+    order, in one piece, and under a lease above all that were stored when the lock was taken.
+    """
+    newer = {op: 3 * weight for op, weight in EDITS.items() if op.startswith("emit")}
+    await follow_the_model(ctx, histories=ctx.effort.examples, more={"acquire": 8, "release": 6}, newer=newer)
+
+
+@check(
+    *("DOC-2", "DOC-1", "DOC-3", "DOC-4", "DOC-5", "VER-1"),
+    needs=Capability.EXTENDED | Capability.DOCUMENTS,
+    stochastic=True,
+    under=_UNDER,
+)
+async def random_histories_of_documents(ctx: Context) -> None:
+    """After any sequence of calls and writes of documents, alone, together and in turns, of which some demand
+    versions, all documents are read as they were put, by key, in ranges and in pages.
+    """
+    await follow_the_model(ctx, histories=ctx.effort.examples, newer={**DOCUMENTS, "fork": 3})
 
 
 @check(
@@ -177,8 +219,11 @@ async def random_histories_of_two_processes(ctx: Context) -> None:
     stores: list[Any] = [ctx.store, remote]
     more = {"batch_fork": 1, "delete_many": 1}
     steps = ctx.effort.steps
-    made = (history(ctx.rng, steps, more) for _ in range(max(1, ctx.effort.examples // 8)))
+    newer = newer_calls(ctx)
+    how = How(queries=True, versions=True, documents="put_document" in newer)
+    count = max(1, ctx.effort.examples // 8)
+    made = (history(ctx.rng, steps, more, newer=newer if i % 2 else None) for i in range(count))
     try:
-        await follow(ctx, stores, made, How(queries=True))
+        await follow(ctx, stores, made, how)
     finally:
         await remote.close()

@@ -10,12 +10,15 @@ from typing import NamedTuple
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.harness import keeps_documents
 from kode_conformance.histories.clients import LOGS, REGISTERS, append_and_read, write_and_read
-from kode_conformance.histories.linearize import Call, log_problem, offsets_problem, register_problem
+from kode_conformance.histories.linearize import Call, log_problem, offsets_problem, order_problem, register_problem
+from kode_conformance.histories.objects import OBJECTS, change_and_read
 from kode_conformance.histories.schedules import Schedule, interleaved
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
 from kode_core.protocols import ExtendedStore
 
 _CLIENTS = 4
@@ -103,6 +106,30 @@ async def concurrent_appends_make_one_log(ctx: Context) -> None:
 
         await _run(ctx, race, client)
         await log.judge(ctx, race.agent, f"{race}")
+
+
+@check(
+    *("MSG-11", "VER-2", "INFO-4", "INFO-5", "DOC-2", "DOC-3", "FORK-4", "TURN-1", "MSG-3", "OPS-9", "QRY-8"),
+    needs=Capability.EXTENDED,
+    stochastic=True,
+    under=(Dimension.COMPANY, Dimension.INTERRUPTIONS, Dimension.INSTANCES),
+)
+async def concurrent_edits_have_one_order(ctx: Context) -> None:
+    """Whatever clients append, pop, cut, replace, fork, create, update, put, demand, read and cancel at once, one order
+    of the calls explains each of their answers: the popped messages, the versions, and the refusals.
+    """
+    names = [name for name, thing in OBJECTS.items() if keeps_documents() or not thing.has_documents]
+    for race in await _races(ctx, names):
+        calls: list[Call] = []
+        await ctx.store.create_agent(race.agent, samples.info(race.agent, metadata={}))
+
+        async def client(number: int, rng: random.Random, race: _Race = race, calls: list[Call] = calls) -> None:
+            thing, store = OBJECTS[race.name], race.stores[number]
+            calls += await change_and_read(store, race.agent, thing, number, rng, _CALLS, cancel=True)
+
+        await _run(ctx, race, client)
+        problem = order_problem(calls, OBJECTS[race.name].begin, OBJECTS[race.name].following)
+        ctx.true(not problem, f"{race}: {problem}")
 
 
 class _Log:

@@ -9,15 +9,25 @@ from typing import Any, Final, cast
 import msgspec
 
 from kode_conformance.histories.model import AgentModel, Logged, StoreModel
-from kode_core.model import AgentInfo, Bookmark, Message, StoredEvent, StoredMessage, StoredToolCall, UnknownBlock
+from kode_core.model import (
+    AgentInfo,
+    Bookmark,
+    Document,
+    Message,
+    StoredEvent,
+    StoredMessage,
+    StoredToolCall,
+    UnknownBlock,
+)
 from kode_core.query import DEFAULT_LIMIT, AgentStats, SessionInfo
 
-__all__ = ["answer", "content_types", "matches", "same_json", "sessions_found", "stored_event"]
+__all__ = ["answer", "content_types", "matches", "same_json", "session_of", "sessions_found", "stored_event"]
 
 
 def answer(model: StoreModel, method: str, args: Sequence[Any], filters: Mapping[str, Any], *, whole: bool) -> object:
     """The result of *method* for these arguments; *whole* is without a limit, as by following cursors."""
     if method in _OF_AGENT:
+        filters = {name: value for name, value in filters.items() if not whole or name != "limit"}
         return _OF_AGENT[method](model.agents.get(args[0]) or AgentModel(), *args[1:], **filters)
     if method == "list":
         return model.listed(*args)
@@ -68,9 +78,32 @@ def _stats(agent: AgentModel) -> AgentStats:
         total_messages=len(agent.messages),
         total_tool_calls=len(agent.tool_calls),
         total_snapshots=len(agent.snapshots),
+        total_documents=len(agent.documents),
         tool_calls_by_name=dict(Counter(call.name for call in agent.tool_calls)),
         tool_calls_by_state=dict(Counter(call.state for call in agent.tool_calls)),
     )
+
+
+def _documents(
+    agent: AgentModel,
+    collection: str,
+    *,
+    prefix: str = "",
+    start: str | None = None,
+    stop: str | None = None,
+    reverse: bool = False,
+    limit: int | None = None,
+) -> list[Document]:
+    """The documents of a range, with an empty version and the time -1 if these were not learned yet."""
+    keys = sorted(key for place, key in agent.documents if place == collection and key.startswith(prefix))
+    keys = [key for key in keys if (start is None or key >= start) and (stop is None or key < stop)]
+    return [_document(agent, collection, key) for key in (keys[::-1] if reverse else keys)[:limit]]
+
+
+def _document(agent: AgentModel, collection: str, key: str) -> Document:
+    kept = agent.documents[collection, key]
+    updated_at = -1 if kept.updated_at is None else kept.updated_at
+    return Document(collection=collection, key=key, value=kept.value, version=kept.version or "", updated_at=updated_at)
 
 
 _OF_AGENT: Final[Mapping[str, Callable[..., object]]] = {
@@ -91,6 +124,10 @@ _OF_AGENT: Final[Mapping[str, Callable[..., object]]] = {
         (logged.timeline.bookmark for logged in reversed(agent.events)), key=lambda b: b.seq, default=None
     ),
     "aggregate_stats": _stats,
+    "load_document": lambda agent, *place: _document(agent, *place) if place in agent.documents else None,
+    "list_documents": _documents,
+    "iter_documents": _documents,
+    "list_document_keys": lambda agent, *place, **bounds: [doc.key for doc in _documents(agent, *place, **bounds)],
 }
 
 # --- over agents ------------------------------------------------------------------------------------------------------
@@ -104,7 +141,7 @@ _KEYS: Final[Mapping[str, Callable[[SessionInfo], object]]] = {
 
 def sessions_found(model: StoreModel, filters: Mapping[str, Any]) -> list[SessionInfo]:
     """The sessions that match, in ascending order."""
-    found = [_session(agent) for agent in model.agents.values() if agent.info is not None]
+    found = [session_of(agent) for agent in model.agents.values() if agent.info is not None]
     sort = cast(str, filters.get("sort_by", "created_at"))
     return sorted((one for one in found if _matches(one, filters, _session_value)), key=_sort_key(sort))
 
@@ -113,7 +150,8 @@ def _sort_key(sort: str) -> Callable[[SessionInfo], Any]:
     return _KEYS[sort]
 
 
-def _session(agent: AgentModel) -> SessionInfo:
+def session_of(agent: AgentModel) -> SessionInfo:
+    """The session of an agent with info."""
     info, learned = agent.info, agent.learned
     assert info is not None
     return SessionInfo(

@@ -15,7 +15,7 @@ from kode_conformance.histories.schedules import pause
 from kode_conformance.values import samples
 from kode_core.protocols import Store
 
-__all__ = ["LOGS", "REGISTERS", "Log", "Register", "append_and_read", "write_and_read"]
+__all__ = ["LOGS", "REGISTERS", "Client", "Log", "Register", "append_and_read", "write_and_read"]
 
 
 class Register(NamedTuple):
@@ -133,7 +133,7 @@ LOGS: Final[Mapping[str, Log]] = {
 # --- Clients ----------------------------------------------------------------------------------------------------------
 
 
-class _Client:
+class Client:
     """Notes when its calls were made and returned, and cancels some."""
 
     def __init__(self, number: int, rng: random.Random) -> None:
@@ -158,6 +158,12 @@ class _Client:
         result = None if task.cancelled() else task.result()
         self.calls.append(Call(self._number, op, value, start, end))
         return result
+
+    async def call(self, op: str, arg: Any, call: Awaitable[Any], *, cancelled: bool) -> Any:
+        """Await a call of an object, or cancel it; note its argument and its answer, and return that."""
+        answer = await self.write(op, arg, call, cancelled=cancelled)
+        self.calls[-1] = self.calls[-1]._replace(value=[arg, answer])
+        return answer
 
     async def read(self, call: Awaitable[Any]) -> Any:
         """Await a read; return its result. The caller notes it with :meth:`saw`."""
@@ -184,7 +190,7 @@ async def write_and_read(
 
     It ends after so many calls, or when *until* has come, on the monotonic clock.
     """
-    client = _Client(number, rng)
+    client = Client(number, rng)
     for i in range(calls):
         if time.monotonic() > until:
             break
@@ -216,7 +222,7 @@ async def append_and_read(
 
     Returns its calls, and (entry, offset) as it was told them.
     """
-    client, answered = _Client(number, rng), list[tuple[int, int]]()
+    client, answered = Client(number, rng), list[tuple[int, int]]()
     for i in range(calls):
         if time.monotonic() > until:
             break

@@ -7,19 +7,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from kode_conformance.context import Context, Violation, prepared
-from kode_conformance.harness import load_harness
+from kode_conformance.harness import keeps_documents, load_harness
 from kode_conformance.histories.changes import full_state
 from kode_conformance.histories.findings import GOES_WRONG, NOT_ALWAYS, Finding, How
 from kode_conformance.histories.leases import Leases
 from kode_conformance.histories.machine import Machine
+from kode_conformance.histories.making import DOCUMENTS, EDITS, history
 from kode_conformance.histories.programs import RULER, Program
 from kode_conformance.histories.shrinking import shortest
-from kode_conformance.histories.steps import Step, history, listed
+from kode_conformance.histories.steps import Step, listed
 from kode_conformance.histories.translation import made_up
+from kode_conformance.histories.vocabulary import demand_of
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.processes.remote import another_process
 
-__all__ = ["follow", "follow_the_model", "replay"]
+__all__ = ["follow", "follow_the_model", "newer_calls", "replay"]
 
 _SHORTEN_SECONDS = 10.0
 _SOON_S: Final = 1.0
@@ -70,7 +72,9 @@ class _Trials:
         at everything by id, or by the machine itself.
         """
         spec = self.ctx.harness.spec
-        if any(step.via > 1 or step.fence or step.op in Leases.OPS for step in steps):
+        if any(step.via > 1 or step.fence or step.expect or step.op in Leases.OPS for step in steps) or any(
+            demand_of(name) for step in steps for name in step.names()
+        ):
             return replayed(spec, steps, self._how)
         if found.look is None:
             return self._of_a_call(machine, found) or replayed(spec, steps, self._how)
@@ -171,11 +175,20 @@ async def follow(ctx: Context, stores: list[Any], histories: Iterable[Sequence[S
         )
 
 
+def newer_calls(ctx: Context) -> Mapping[str, int]:
+    """The further calls of an extended store that this one has, and their weights; none if it is no such store."""
+    if "EXTENDED" in ctx.harness.lacks:
+        return {}
+    return {**EDITS, **DOCUMENTS} if keeps_documents() else EDITS
+
+
 async def follow_the_model(
     ctx: Context,
     *,
     histories: int,
     more: Mapping[str, int] | None = None,
+    newer: Mapping[str, int] | None = None,
+    newer_ones: int | None = None,
     how: How = _SIMPLY,
     full: bool = False,
     large: bool = False,
@@ -186,15 +199,20 @@ async def follow_the_model(
         ctx: the check's context.
         histories: how many.
         more: weights of additional calls, as in ``{"reopen": 3}``.
+        newer: weights of further calls of extended stores; a history has one to three of them.
+        newer_ones: how many histories with these calls follow the others; None if all have them.
         how: how much to look at the store.
         full: True if some agents have some of everything from the beginning.
         large: True if some lists and bursts are longer than the usual limits.
     """
     stores = [ctx.store, await ctx.another()]
+    if newer:
+        how = how._replace(versions=True, documents=not newer.keys().isdisjoint(DOCUMENTS))
 
     def made() -> Iterator[list[Step]]:
-        for _ in range(histories):
-            steps = history(ctx.rng, ctx.effort.steps, more or {}, large=large)
+        for i in range(histories + (newer_ones or 0 if newer else 0)):
+            mine = newer if newer_ones is None or i >= histories else None
+            steps = history(ctx.rng, ctx.effort.steps, more or {}, newer=mine, large=large)
             yield [*full_state(steps[0].agent), *steps] if full else steps
 
     await follow(ctx, stores, made(), how)

@@ -71,6 +71,8 @@ class How(NamedTuple):
         restart: True to look again after all stores were closed and opened again.
         metrics: True to check by how much each call moves the counters.
         follow: for how many seconds followers of the logs may see nothing; 0 for no followers.
+        versions: True to ask for the versions of agents, for their sessions, and for the times of messages.
+        documents: True to look at the documents of the caller's own.
     """
 
     each: bool = True
@@ -81,3 +83,5 @@ class How(NamedTuple):
     restart: bool = False
     metrics: bool = False
     follow: float = 0.0
+    versions: bool = False
+    documents: bool = False

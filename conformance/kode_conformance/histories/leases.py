@@ -8,23 +8,26 @@ from collections.abc import Awaitable
 from typing import Any, ClassVar, Final
 
 from kode_conformance.context import Context
+from kode_conformance.histories.model import AgentModel
 from kode_conformance.histories.steps import Step
 from kode_core.errors import LockLostError, LockUnavailableError
 from kode_core.protocols import Lease
 
-__all__ = ["Leases"]
+__all__ = ["Held", "Leases"]
 
 _LONG_MS: Final = 120_000
 _SHORT_MS: Final = 40
 
 
-class _Held:
-    """A lease, and the store that gave it."""
+class Held:
+    """A lease, and the store that gave it; the agent when the lock was taken, and its highest seq then."""
 
     def __init__(self, lease: Lease, via: int) -> None:
         self.lease = lease
         self.via = via
         self.has_ended = False
+        self.agent: AgentModel | None = None
+        self.highest = -1
 
 
 class Leases:
@@ -34,7 +37,7 @@ class Leases:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._all: defaultdict[str, list[_Held]] = defaultdict(list)
+        self._all: defaultdict[str, list[Held]] = defaultdict(list)
         self._tokens: dict[str, int] = {}
 
     async def do(self, step: Step, agent_id: str, stores: list[Any]) -> None:
@@ -73,12 +76,12 @@ class Leases:
         )
         self._ctx.equal(lease.agent_id, agent_id, "the agent of the lease")
         self._tokens[agent_id] = lease.token
-        self._all[agent_id].append(_Held(lease, via))
+        self._all[agent_id].append(Held(lease, via))
 
-    def _holder(self, agent_id: str) -> _Held | None:
+    def _holder(self, agent_id: str) -> Held | None:
         return next((one for one in self._all[agent_id] if not one.has_ended), None)
 
-    def fence(self, which: str, agent_id: str) -> _Held | None:
+    def fence(self, which: str, agent_id: str) -> Held | None:
         """The last lease that is ``held`` or has ``ended``."""
         wanted = [one for one in self._all[agent_id] if one.has_ended == (which == "ended")] if which else []
         return wanted[-1] if wanted else None

@@ -7,10 +7,10 @@ judged by its own order.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Call", "log_problem", "offsets_problem", "register_problem", "timeline"]
+__all__ = ["Call", "log_problem", "offsets_problem", "order_problem", "register_problem", "timeline"]
 
 _MAX_STATES: Final = 200_000
 _SHOWN: Final = 12
@@ -21,8 +21,8 @@ class Call(NamedTuple):
     """One call of one client.
 
     Attributes:
-        op: ``write``, ``read`` or ``append``.
-        value: the value written, read or appended; None stands for no value.
+        op: ``write``, ``read`` or ``append``, or a call of an object.
+        value: the value written, read or appended, None for no value; of an object, the argument and the answer.
         start: when it was called, on a clock that all clients share.
         end: when it returned; None when it was cancelled, and happened or not.
     """
@@ -34,7 +34,11 @@ class Call(NamedTuple):
     end: int | None
 
 
-# --- Registers --------------------------------------------------------------------------------------------------------
+# --- Registers and objects --------------------------------------------------------------------------------------------
+
+Following = Callable[[Any, Call], Iterable[Any]]
+"""The states that a call may leave behind, from the state before it: none if it cannot have returned its answer there.
+A call that was cancelled has no answer, and happened."""
 
 
 def register_problem(calls: Sequence[Call]) -> str:
@@ -43,10 +47,21 @@ def register_problem(calls: Sequence[Call]) -> str:
     An order explains a history when it keeps every call between its start and its end, and every read gives the value
     of the write before it. At first the register holds None.
     """
-    if _has_order(calls):
+    return order_problem(calls, None, _written_or_read)
+
+
+def _written_or_read(value: Any, call: Call) -> Iterable[Any]:
+    if call.op == "write":
+        return [call.value]
+    return [value] if call.value == value else []
+
+
+def order_problem(calls: Sequence[Call], begin: Any, following: Following) -> str:
+    """The same for calls on any object, whose state, which is hashable, is *begin* at first."""
+    if _has_order(calls, begin, following):
         return ""
     ends = sorted(call.end for call in calls if call.end is not None)
-    fatal = bisect.bisect_left(ends, True, key=lambda end: not _has_order(_until(calls, end)))
+    fatal = bisect.bisect_left(ends, True, key=lambda end: not _has_order(_until(calls, end), begin, following))
     shown = _until(calls, ends[fatal])
     lines = timeline(sorted(shown, key=lambda call: call.start)[-_SHOWN:])
     return f"no order of the calls explains what the last of them saw:\n{lines}"
@@ -56,35 +71,38 @@ def _until(calls: Sequence[Call], now: int) -> list[Call]:
     """The history as it was known at a time."""
     known = (call for call in calls if call.start <= now)
     cut = (call if call.end is not None and call.end <= now else call._replace(end=None) for call in known)
-    return [call for call in cut if call.end is not None or call.op == "write"]
+    return [call for call in cut if call.end is not None or call.op != "read"]
 
 
-def _has_order(calls: Sequence[Call]) -> bool:
+def _has_order(calls: Sequence[Call], begin: Any, following: Following) -> bool:
     """True if such an order exists, or if the search would take too long."""
-    calls = sorted((c for c in calls if c.end is not None or c.op == "write"), key=lambda call: call.start)
+    calls = sorted((c for c in calls if c.end is not None or c.op != "read"), key=lambda call: call.start)
     must = sum(1 << i for i, call in enumerate(calls) if call.end is not None)
-    stack: list[tuple[int, Any]] = [(0, None)]
+    stack: list[tuple[int, Any]] = [(0, begin)]
     known = set(stack)
     while stack and len(known) < _MAX_STATES:
-        done, value = stack.pop()
+        done, state = stack.pop()
         if done & must == must:
             return True
-        for following in _next(calls, done, value):
-            if following not in known:
-                known.add(following)
-                stack.append(following)
+        for after in _next(calls, done, state, following):
+            if after not in known:
+                known.add(after)
+                stack.append(after)
     return bool(stack)
 
 
-def _next(calls: Sequence[Call], done: int, value: Any) -> list[tuple[int, Any]]:
-    """The states after each call that may come next; *done* are the calls so far, and *value* is in the register."""
+def _next(calls: Sequence[Call], done: int, state: Any, following: Following) -> list[tuple[int, Any]]:
+    """The states after each call that may come next; *done* are the calls so far."""
     left = [(i, call) for i, call in enumerate(calls) if not done >> i & 1]
     latest = min((call.end for _, call in left if call.end is not None), default=0)
-    ready = [(i, call) for i, call in left if call.start <= latest]
-    for i, call in ready:
-        if call.op == "read" and call.value == value:  # a read that fits now changes nothing: no need to wait
-            return [(done | 1 << i, value)]
-    return [(done | 1 << i, call.value) for i, call in ready if call.op == "write"]
+    found = []
+    for i, call in left:
+        if call.start <= latest:
+            after = [(done | 1 << i, new) for new in following(state, call)]
+            if call.op == "read" and after == [(done | 1 << i, state)]:
+                return after  # a read that fits now changes nothing: no need to wait
+            found += after
+    return found
 
 
 # --- Logs -------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from kode_conformance.histories.answers import answer, content_types
 from kode_conformance.histories.model import AgentModel, StoreModel
 from kode_core.model import CHANNELS, Bookmark
 
-__all__ = ["KINDS", "Known", "Look", "all_pages", "ask", "kinds_of", "loads", "looks", "problem_of"]
+__all__ = ["KINDS", "Known", "Look", "all_pages", "ask", "document_looks", "kinds_of", "loads", "looks", "problem_of"]
 
 KINDS: Final = ("messages", "tool_calls", "sessions", "counts", "events", "documents")
 """The subjects of looks; ``counts`` are the values of sessions that change with lists."""
@@ -30,11 +30,14 @@ _TOUCHED: Final[Mapping[str, Sequence[str]]] = {
     "upsert_tool_call_records": ("tool_calls", "counts"),
     "append_event": ("events",),
     "append_events": ("events",),
-    "save_info": ("sessions", "counts"),
+    **dict.fromkeys(("pop_messages", "truncate_messages", "replace_message"), ("messages", "counts")),
+    **dict.fromkeys(("emit", "emit_many"), ("events",)),
+    **dict.fromkeys(("save_info", "create_agent", "update_info"), ("sessions", "counts")),
     "save_turn": KINDS,
     "delete": KINDS,
     "delete_many": KINDS,
     "batch_fork": KINDS,
+    "fork": KINDS,
     "reopen": KINDS,
     "look": KINDS,
     "prime": (),
@@ -79,9 +82,9 @@ def _streams(method: str) -> bool:
     return method.startswith(("iter_", "read_"))
 
 
-async def all_pages(query: Callable[..., Any], **filters: Any) -> list[Any]:
+async def all_pages(query: Callable[..., Any], *args: Any, **filters: Any) -> list[Any]:
     """The records of all pages of a query."""
-    page = await query(**filters)
+    page = await query(*args, **filters)
     found, seen = list(page), set[str]()
     while page.next_cursor is not None:
         if len(page) < filters.get("limit", len(page)):
@@ -91,7 +94,7 @@ async def all_pages(query: Callable[..., Any], **filters: Any) -> list[Any]:
         if page.next_cursor in seen:
             raise Violation(f"the cursors of {query.__name__}({filters!a:.200}) never end")
         seen.add(page.next_cursor)
-        page = await query(**filters, cursor=page.next_cursor)
+        page = await query(*args, **filters, cursor=page.next_cursor)
         if len(page) > filters.get("limit", MOST):
             raise Violation(f"a page has {len(page)} records, and the limit is {filters['limit']}")
         found += page
@@ -102,7 +105,7 @@ async def ask(store: Any, look: Look) -> object:
     """The answer of a store."""
     call = getattr(store, look.method)
     if look.whole:
-        return await all_pages(call, **look.filters)
+        return await all_pages(call, *look.args, **look.filters)
     if _streams(look.method):
         return [record async for record in call(*look.args, **look.filters)]
     return await call(*look.args, **look.filters)
@@ -148,6 +151,7 @@ class Known:
         self.keys: dict[str, None] = {}
         self.seqs: dict[int, None] = {}
         self.offsets: dict[int, None] = {}
+        self.documents: dict[tuple[str, str], None] = {}
 
     def note(self, agent: AgentModel) -> None:
         """Remember the current values of the agent."""
@@ -162,6 +166,7 @@ class Known:
             self._note("tool_calls", "state", call.state)
             self._note("tool_calls", "time", call.created_at)
         self.keys.update(dict.fromkeys(agent.snapshots))
+        self.documents.update(dict.fromkeys(agent.documents))
         for logged in agent.events[:2] + agent.events[-3:]:
             self.seqs[logged.timeline.bookmark.seq] = None
             if logged.offset is not None:
@@ -326,3 +331,19 @@ def loads(agent_id: str, known: Known, turn: int, kinds: Collection[str] = KINDS
     if "documents" in kinds:
         keys = list(known.keys)[-2:] or ["none"]
         yield Look("load_snapshot", (agent_id, keys[turn % len(keys)]))
+
+
+def document_looks(agent_id: str, known: Known, turn: int) -> Iterator[Look]:
+    """Ranges, in each direction and in pages, and single ones of the documents that the agent has or had."""
+    places = list(known.documents) or [("c", "k")]
+    for i, collection in enumerate(dict.fromkeys(collection for collection, _ in places)):
+        keys = [key for place, key in places if place == collection]
+        one, two = sorted((keys[turn % len(keys)], keys[-1]))
+        bounds: list[dict[str, Any]] = [{}, {"prefix": one}, {"start": one}, {"stop": two}, {"start": one, "stop": two}]
+        given = {**bounds[(turn + i) % len(bounds)], **({"reverse": True} if (turn + i) % 2 else {})}
+        yield Look("list_documents", (agent_id, collection))
+        method = ("iter_documents", "list_document_keys", "list_documents")[turn % 3]
+        yield Look(method, (agent_id, collection), given)
+        yield Look("list_documents", (agent_id, collection), {"limit": 1 + turn % 3}, whole=True)
+    yield Look("load_document", (agent_id, *places[turn % len(places)]))
+    yield Look("load_document", (agent_id, "nothing", places[-1][1]))

@@ -8,19 +8,30 @@ from collections.abc import Sequence
 from typing import Any, Final, cast
 
 from kode_conformance.context import Context, Violation, difference
-from kode_conformance.histories.answers import sessions_found, stored_event
+from kode_conformance.histories.answers import sessions_found
+from kode_conformance.histories.calling import Caller, highest_seq
 from kode_conformance.histories.findings import Finding, How
 from kode_conformance.histories.following import Followers
+from kode_conformance.histories.learning import Learner
 from kode_conformance.histories.leases import Leases
-from kode_conformance.histories.looks import KINDS, Known, Look, all_pages, ask, kinds_of, loads, looks, problem_of
-from kode_conformance.histories.model import AgentModel, Logged, StoreModel
+from kode_conformance.histories.looks import (
+    KINDS,
+    Known,
+    Look,
+    ask,
+    document_looks,
+    kinds_of,
+    loads,
+    looks,
+    problem_of,
+)
+from kode_conformance.histories.model import StoreModel
 from kode_conformance.histories.programs import Made, plain, see
-from kode_conformance.histories.stamps import times_problem
 from kode_conformance.histories.steps import Step, refusal_of
 from kode_conformance.histories.translation import translated
 from kode_conformance.histories.vocabulary import values_of
 from kode_core.errors import AgentNotFoundError
-from kode_core.model import AgentInfo, StoredEvent
+from kode_core.model import AgentInfo
 
 __all__ = ["Machine"]
 
@@ -52,8 +63,9 @@ class Machine:
             hasattr(store, name) for store in stores[:1] for name in ("query_sessions", "iter_tool_calls")
         )
         self._known: defaultdict[str, Known] = defaultdict(Known)
-        self._highest: dict[str, int] = {}
-        self._lives: dict[str, tuple[AgentModel, int]] = {}
+        times = self._is_queryable and (how.queries or how.versions)
+        self._learner = Learner(ctx, self, times=times, versions=how.versions)
+        self._caller = Caller(ctx, self, self._learner)
         self._leases = Leases(ctx)
         self._followers: Followers | None = None
         self._turn = 0
@@ -155,12 +167,17 @@ class Machine:
             return list(self.model.agents)
         if step.op in Leases.OPS:
             await self._leases.do(step, agent_id, self._stores)
+            held = self._leases.fence("held", agent_id)
+            if held is not None and held.agent is None:
+                held.agent, held.highest = self.model.agents[agent_id], highest_seq(self.model.agents[agent_id])
             return [agent_id]
         store = self._stores[step.via]
         if step.op == "batch_fork":
             return await self._fork(store, agent_id, *step.args)
         if step.op == "delete_many":
             return await self._delete_many(store, dict(step.named))
+        if step.op == "fork":
+            return await self._fork_at(store, agent_id, dict(step.named))
         args = [self.value(arg, agent_id) for arg in step.args]
         named = {name: self.value(arg, agent_id) for name, arg in step.named}
         if refused is not None:
@@ -170,19 +187,13 @@ class Machine:
                 raise Finding(str(exc), is_of_the_call=True) from None
             return [agent_id]
         lease = self._leases.fence(step.fence, agent_id)
-        if lease is not None:
-            named["fence"] = lease.lease
-            store = self._stores[lease.via]
-        call = getattr(store, step.op)(agent_id, *args, **named)
+        via = step.via if lease is None else lease.via
         if lease is not None and lease.has_ended:
+            call = getattr(self._stores[via], step.op)(agent_id, *args, **named, fence=lease.lease)
             await self._leases.refused(call, step.op)
             return [agent_id]
-        got = await call
-        named.pop("fence", None)
-        want = getattr(self.model, step.op)(agent_id, *args, **named)
-        if step.op.startswith("append_event") or step.op == "save_turn":
-            offsets, entries = ([got], [want]) if step.op == "append_event" else (list(got), want)
-            self._note(agent_id, offsets, entries)
+        kind = await self._caller.make(self._stores, via, step, agent_id, args, named, lease)
+        self.made[-1] = self.made[-1]._replace(refused=kind)
         return [agent_id]
 
     async def _fork(self, store: Any, agent_id: str, count: int = 1) -> Sequence[str]:
@@ -197,10 +208,25 @@ class Machine:
             self._ctx.true(fork_id not in self.model.agents, f"the fork has an id that is taken: {fork_id}")
             info = await store.load_info(fork_id)
             self._ctx.true(info is not None, "a fork has no info")
-            self.model.fork(parent, agent_id, fork_id, cast(AgentInfo, info).created_at)
+            self.model.fork(parent, agent_id, cast(AgentInfo, info))
             self.forks[f"f{len(self.forks) + 1}"] = fork_id
         self.made[-1] = self.made[-1]._replace(forks=list(self.forks)[-count:])
         return [agent_id, *ids]
+
+    async def _fork_at(self, store: Any, agent_id: str, named: dict[str, Any]) -> Sequence[str]:
+        given: dict[str, Any] = {}
+        given |= {name: self._id(arg) if name == "new_id" else self.value(arg, agent_id) for name, arg in named.items()}
+        parent = self.model.agents[agent_id]
+        kind, fork_id = await self._caller.fork(store, agent_id, parent, given)
+        if kind:
+            self.made[-1] = self.made[-1]._replace(refused=kind)
+            return [agent_id]
+        if "new_id" not in given:
+            self.forks[f"f{len(self.forks) + 1}"] = fork_id
+            self.made[-1] = self.made[-1]._replace(forks=list(self.forks)[-1:])
+        given.pop("new_id", None)
+        self.model.fork(parent, agent_id, cast(AgentInfo, await store.load_info(fork_id)), **given)
+        return [agent_id, fork_id]
 
     async def _delete_many(self, store: Any, named: dict[str, Any]) -> Sequence[str]:
         filters = self.filters(named)
@@ -214,6 +240,7 @@ class Machine:
         await self._leases.release_all(via)
         await self._ctx.close(self._stores[via])
         self._stores[via] = await self._ctx.another()
+        self._caller.was_opened(via)
         return []
 
     def filters(self, named: dict[str, Any]) -> dict[str, Any]:
@@ -235,6 +262,8 @@ class Machine:
 
     def value(self, arg: Any, agent_id: str) -> Any:
         """The value that a step's argument names."""
+        if not isinstance(arg, (str, tuple)):
+            return arg
         if isinstance(arg, tuple):
             return [self._own(value, agent_id) for name in arg for value in values_of(name)]
         return self._own(values_of(arg)[0], agent_id)
@@ -266,6 +295,8 @@ class Machine:
         self._ctx.equal(offsets, sorted(set(offsets)), f"offsets in the order of commit, {when}")
         known.note(agent)
         kinds = kinds if self._how.queries or "events" not in kinds else ("events",)
+        for look in document_looks(agent_id, known, self._turn) if self._how.documents else ():
+            await self._ask(via, look, when)
         for kind in kinds:
             if kind == "events" or (self._how.queries and self._is_queryable):
                 for look in looks(kind, agent_id, known, self.model, self._turn):
@@ -275,76 +306,20 @@ class Machine:
         """One look, compared."""
         got = await ask(self._stores[via], look)
         if look.method == "read_events":
-            self._note_read(look, cast(Any, got))
+            self._learner.note_read(look, cast(Any, got))
+        self._learner.note_documents(look, got)
         problem, want = problem_of(got, self.model, look, self._is_mine)
         if problem:
             is_plain = difference(plain(got), plain(want)) is not None
             raise Finding(self.shown(f"{look}, {when}: {problem}"), look, want, via, is_plain=is_plain)
-
-    def _note_read(self, look: Look, got: Sequence[StoredEvent]) -> None:
-        """Learn the offsets of events that a turn wrote from a read of all events."""
-        agent_id = look.args[0]
-        by_seq = sorted(self.model.agents[agent_id].events, key=lambda logged: logged.timeline.bookmark.seq)
-        if not look.filters and len(got) == len(by_seq):
-            pairs = zip(got, by_seq, strict=True)
-            if all(difference(event, stored_event(logged, event.offset)) is None for event, logged in pairs):
-                self._note(agent_id, [event.offset for event in got], by_seq)
-
-    def _note(self, agent_id: str, offsets: list[int], entries: list[Logged]) -> None:
-        """The offsets of entries: as told before, or above all that the agent had before it was deleted, in order."""
-        self._ctx.equal(len(offsets), len(entries), "how many offsets there are")
-        agent, highest = self.model.agents[agent_id], self._highest.get(agent_id, -1)
-        if agent_id not in self._lives or self._lives[agent_id][0] is not agent:
-            self._lives[agent_id] = agent, highest
-        _, before = self._lives[agent_id]
-        for offset, logged in zip(offsets, entries, strict=True):
-            if logged.offset is None:
-                logged.offset = offset
-                self._ctx.true(offset > before, f"the offset {offset} was there before the delete, up to {before}")
-            self._ctx.equal(offset, logged.offset, "the offset of an event")
-        known = [logged.offset for logged in agent.events if logged.offset is not None]
-        self._ctx.equal(known, sorted(set(known)), "offsets in the order of commit")
-        self._highest[agent_id] = max([highest, *offsets])
 
     async def _learn_all(self, via: int, agent_id: str) -> None:
         await self._ask(via, Look("read_events", (agent_id,)), "at the end")
         await self._learn(via, agent_id, "at the end")
 
     async def _learn(self, via: int, agent_id: str, when: str) -> None:
-        """The times that the store gave, held to their rules."""
-        if not (self._how.queries and self._is_queryable):
-            return
-        store, agent = self._stores[via], self.model.agents[agent_id]
-        found = await all_pages(store.query_messages, agent_id=agent_id, order="asc", limit=10_000)
-        found.sort(key=lambda message: message.position)
-        look = Look("query_messages", (), {"agent_id": agent_id, "order": "asc", "limit": 10_000})
-        problem = difference(found, agent.messages)
-        problem = problem or difference([m.position for m in found], list(range(len(found))), "position")
-        if problem:
-            raise Finding(self.shown(f"{look} by position, {when}: {problem}"), look, None, via, is_plain=False)
-        times, learned = [message.created_at for message in found], agent.learned
-        if learned.edits < 2:
-            wrong = times_problem(learned.messages, learned.times, agent.messages, times)
-            if wrong:
-                text = f"created_at of messages of {self._name(agent_id)}, {when}: {wrong}"
-                raise Finding(text, is_of_times=True)
-        learned.messages, learned.times, learned.edits = list(agent.messages), times, 0
-        await self._learn_updated(store, agent_id, agent, when)
-
-    async def _learn_updated(self, store: Any, agent_id: str, agent: AgentModel, when: str) -> None:
-        sessions, learned = await store.query_sessions(agent_id=agent_id), agent.learned
-        self._ctx.equal(
-            len(sessions), int(agent.info is not None), f"how many sessions {self._name(agent_id)} has, {when}"
-        )
-        if not sessions:
-            return
-        before, now = learned.updated_at, sessions[0].updated_at
-        if before is not None:
-            said = f"updated_at of {self._name(agent_id)} was {before} and is {now} {when}"
-            self._ctx.true(now >= before, f"{said}: it must not go back")
-            self._ctx.true(learned.moves is not True or now > before, f"{said}: it must move with each save")
-            self._ctx.true(learned.moves is not False or now == before, f"{said}: nothing that moves it was saved")
-        learned.updated_at, learned.moves = now, False
+        """The values that the store generated, held to their rules."""
+        await self._learner.learn(self._stores[via], via, agent_id, when)
 
     async def _delete_all(self) -> None:
         for agent_id in list(self.model.agents):
@@ -360,7 +335,8 @@ class Machine:
             text = text.replace(repr(fork_id), name)
         return text.replace(f"'{self.prefix}", "'") if self.prefix else text
 
-    def _name(self, agent_id: str) -> str:
+    def name_of(self, agent_id: str) -> str:
+        """The name of an agent in the history."""
         return next((name for name, fork in self.forks.items() if fork == agent_id), agent_id[len(self.prefix) :])
 
 

@@ -8,33 +8,50 @@ Values that a store generates, such as times and offsets, are learned from it an
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kode_conformance.context import difference
+from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError
 from kode_core.model import (
+    ABSENT,
     AgentInfo,
     CompressionRecord,
+    DocumentWrite,
     HistoryWindow,
     MediaCacheRecord,
     Message,
+    PutDocument,
     RecoveredFile,
     Snapshot,
+    StoredEvent,
     Timeline,
     TodoSnapshot,
     ToolCallRecord,
+    ToolUseBlock,
 )
 
-__all__ = ["AgentModel", "Logged", "StoreModel", "has_repeats"]
+__all__ = ["AgentModel", "Kept", "Logged", "StoreModel", "has_repeats"]
 
 
 class Logged:
-    """An event of the log; its offset is None until the store has told it."""
+    """An event of the log; its offset is None until the store has told it, and ``at`` is when it was appended."""
 
     def __init__(self, timeline: Timeline) -> None:
         self.timeline = timeline
         self.offset: int | None = None
+        self.at = time.monotonic()
+
+
+class Kept:
+    """A document of the caller's own; what the store generates is None until the store has told it."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+        self.version: str | None = None
+        self.updated_at: int | None = None
 
 
 def has_repeats(timelines: Sequence[Timeline]) -> bool:
@@ -57,6 +74,8 @@ class Learned:
         edits: how many writes changed the messages since.
         updated_at: of the session; None when it was not seen yet.
         moves: True if ``updated_at`` must have moved since, False if it must not have, None if it may have.
+        version: of the agent.
+        changes: True if the version must have changed since, False if it must not have, None if it may have.
     """
 
     def __init__(self) -> None:
@@ -65,6 +84,8 @@ class Learned:
         self.edits = 0
         self.updated_at: int | None = None
         self.moves: bool | None = False
+        self.version = ABSENT
+        self.changes: bool | None = False
 
 
 class AgentModel:
@@ -81,6 +102,7 @@ class AgentModel:
         self.recovered: dict[tuple[str, int], RecoveredFile] = {}
         self.media: list[MediaCacheRecord] = []
         self.snapshots: dict[str, Snapshot] = {}
+        self.documents: dict[tuple[str, str], Kept] = {}
         self.learned = Learned()
 
     @property
@@ -91,16 +113,28 @@ class AgentModel:
             bool(learned.edits) or learned.moves is not False or (learned.updated_at is None and self.info is not None)
         )
 
+    @property
+    def is_empty(self) -> bool:
+        """True if there is no record of any kind."""
+        kinds = (self.messages, self.tool_calls, self.events, self.media, self.snapshots, self.documents)
+        rest = (self.windows, self.compressions, self.recovered)
+        return self.info is None and self.todos is None and not any(map(bool, (*kinds, *rest)))
+
     def moved(self, by: bool) -> None:
-        """Note a save that moves ``updated_at``, or one of an empty list, which may."""
+        """Note a save that moves ``updated_at`` and the version, or one of an empty list, which may."""
+        learned = self.learned
         if by:
-            self.learned.moves = True
-        elif self.learned.moves is False:
-            self.learned.moves = None
+            learned.moves = learned.changes = True
+        else:
+            learned.moves = None if learned.moves is False else learned.moves
+            learned.changes = None if learned.changes is False else learned.changes
 
 
 class StoreModel:
-    """All agents by id; an agent that was never written is an empty one."""
+    """All agents by id; an agent that was never written is an empty one.
+
+    A write that a store must refuse raises the error of the store, and changes nothing.
+    """
 
     def __init__(self) -> None:
         self.agents: defaultdict[str, AgentModel] = defaultdict(AgentModel)
@@ -141,6 +175,33 @@ class StoreModel:
                 calls.append(record)
         self.agents[agent_id].moved(bool(records))
 
+    # --- edits in place
+
+    def _edited(self, agent_id: str, messages: Sequence[Message]) -> None:
+        """Replace, if that is a change."""
+        if len(messages) < len(self.agents[agent_id].messages):
+            self.save_messages(agent_id, messages)
+
+    def pop_messages(self, agent_id: str, count: int = 1) -> list[Message]:
+        """Remove the last ones, and return them."""
+        messages = self.agents[agent_id].messages
+        start = max(0, len(messages) - count)
+        self._edited(agent_id, messages[:start])
+        return messages[start:]
+
+    def truncate_messages(self, agent_id: str, length: int) -> int:
+        """Remove all messages behind the first ones, and return their number."""
+        messages = self.agents[agent_id].messages
+        self._edited(agent_id, messages[:length])
+        return max(0, len(messages) - length)
+
+    def replace_message(self, agent_id: str, position: int, message: Message) -> None:
+        """Replace one."""
+        messages = self.agents[agent_id].messages
+        if position >= len(messages):
+            raise InvalidArgumentError("the list has no such position")
+        self.save_messages(agent_id, [*messages[:position], message, *messages[position + 1 :]])
+
     # --- a turn
 
     def save_turn(
@@ -154,8 +215,10 @@ class StoreModel:
         todos: TodoSnapshot | None = None,
         info: AgentInfo | None = None,
         events: Sequence[Timeline] = (),
+        documents: Sequence[DocumentWrite] = (),
     ) -> list[Logged]:
         """All of it; returns the entries in the log."""
+        self.write_documents(agent_id, documents)
         if messages is not None:
             self.save_messages(agent_id, messages)
         if tool_calls is not None:
@@ -164,8 +227,10 @@ class StoreModel:
             self.save_todos(agent_id, todos)
         if info is not None:
             self.save_info(agent_id, info)
-        self.append_messages(agent_id, append)
-        self.upsert_tool_call_records(agent_id, upsert_tool_calls)
+        if append:
+            self.append_messages(agent_id, append)
+        if upsert_tool_calls:
+            self.upsert_tool_call_records(agent_id, upsert_tool_calls)
         return self.append_events(agent_id, events)
 
     # --- events
@@ -190,6 +255,30 @@ class StoreModel:
     def append_event(self, agent_id: str, timeline: Timeline) -> Logged:
         """The entry in the log."""
         return self.append_events(agent_id, [timeline])[0]
+
+    def emitted(self, agent_id: str, events: Sequence[StoredEvent]) -> list[Logged]:
+        """Events that the store numbered, as entries in the log: none of them is a repetition."""
+        entries = [Logged(Timeline(event.cursor, event.bookmark, event.event)) for event in events]
+        self.agents[agent_id].events += entries
+        return entries
+
+    # --- documents of the caller's own
+
+    def write_documents(self, agent_id: str, documents: Sequence[DocumentWrite]) -> list[Kept | None]:
+        """Put and delete, if the documents have the versions that are demanded."""
+        kept = self.agents[agent_id].documents
+        if len({(write.collection, write.key) for write in documents}) < len(documents):
+            raise InvalidArgumentError("two writes of one document")
+        for write in documents:
+            there = kept.get((write.collection, write.key))
+            present = ABSENT if there is None else there.version
+            if write.expect not in (None, present):
+                raise ConflictError(agent_id, str(present), "another version")
+        for write in documents:
+            kept.pop((write.collection, write.key), None)
+            if isinstance(write, PutDocument):
+                kept[write.collection, write.key] = Kept(write.value)
+        return [kept.get((write.collection, write.key)) for write in documents]
 
     # --- documents
 
@@ -224,6 +313,25 @@ class StoreModel:
         self.agents[agent_id].info = info
         self.agents[agent_id].moved(True)
 
+    def create_agent(self, agent_id: str, info: AgentInfo) -> None:
+        """Insert."""
+        if self.agents[agent_id].info is not None:
+            raise ConflictError(agent_id, "", "it has an info")
+        self.save_info(agent_id, info)
+
+    def update_info(self, agent_id: str, metadata: Mapping[str, Any], *, remove: Sequence[str] = ()) -> AgentInfo:
+        """Set keys of the metadata, and remove others."""
+        agent = self.agents[agent_id]
+        if agent.info is None:
+            raise AgentNotFoundError(agent_id)
+        merged = {**{key: value for key, value in agent.info.metadata.items() if key not in remove}, **metadata}
+        self.save_info(agent_id, agent.info.replace(metadata=merged))
+        return agent.info.replace(metadata=merged, message_count=len(agent.messages))
+
+    def delete_snapshot(self, agent_id: str, snapshot_id: str) -> None:
+        """Remove one."""
+        self.agents[agent_id].snapshots.pop(snapshot_id, None)
+
     def delete(self, agent_id: str) -> None:
         """Everything."""
         self.agents.pop(agent_id, None)
@@ -234,18 +342,40 @@ class StoreModel:
             self.delete(agent_id)
         return len(found)
 
-    def fork(self, parent: AgentModel, agent_id: str, fork_id: str, created_at: int) -> None:
-        """Copy the records that a fork takes along."""
-        child, info = self.agents[fork_id], parent.info
+    def fork(
+        self,
+        parent: AgentModel,
+        agent_id: str,
+        fork_info: AgentInfo,
+        *,
+        length: int | None = None,
+        snapshot_id: str | None = None,
+        documents: bool = False,
+    ) -> None:
+        """Copy the records that a fork takes along; *fork_info* has the values that the store generates."""
+        child, info = self.agents[fork_info.agent_id], parent.info
         assert info is not None
         child.info = info.replace(
-            agent_id=fork_id, lineage=(*info.lineage, agent_id), created_at=created_at, last_bookmark=None
+            agent_id=fork_info.agent_id,
+            lineage=(*info.lineage, agent_id),
+            created_at=fork_info.created_at,
+            last_bookmark=None,
         )
         child.messages, child.tool_calls = list(parent.messages), list(parent.tool_calls)
         child.todos, child.media, child.snapshots = parent.todos, list(parent.media), dict(parent.snapshots)
+        child.documents = dict(parent.documents) if documents else {}
         known = parent.learned
-        child.learned.messages, child.learned.times = list(known.messages), list(known.times)
+        child.learned.messages, child.learned.times = list(known.messages)[:length], list(known.times)[:length]
         child.learned.edits = 2 if known.edits else 0  # a parent whose times are not known yet tells nothing
+        child.learned.changes = True
+        if length is None and snapshot_id is None:
+            return
+        child.messages = child.messages[:length]
+        if snapshot_id is not None:
+            child.messages, child.learned.edits = list(parent.snapshots[snapshot_id].messages), 2
+        used = {block.id for message in child.messages for block in message.content if isinstance(block, ToolUseBlock)}
+        child.tool_calls = [call for call in child.tool_calls if call.id in used]
+        child.info = child.info.replace(last_sfp_index=fork_info.last_sfp_index, breakpoint=fork_info.breakpoint)
 
 
 def _key(timeline: Timeline) -> tuple[int, int]:
@@ -255,4 +385,4 @@ def _key(timeline: Timeline) -> tuple[int, int]:
 WRITES: dict[str, Callable[..., Any]] = {
     name: method for name, method in vars(StoreModel).items() if name.startswith(("save_", "append_", "upsert_"))
 }
-"""The writes that a model makes as a store does, by name."""
+"""The writes of every store that a model makes as a store does, by name."""

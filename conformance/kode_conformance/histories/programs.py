@@ -11,7 +11,16 @@ from kode_conformance.histories.looks import Known, Look, all_pages, ask, loads
 from kode_conformance.histories.steps import Step
 from kode_conformance.histories.vocabulary import code_of, runs_of, values_of
 from kode_core import model, query
-from kode_core.model import AgentInfo, Message, StoredEvent, StoredMessage, StoredToolCall, Timeline, ToolCallRecord
+from kode_core.model import (
+    AgentInfo,
+    Document,
+    Message,
+    StoredEvent,
+    StoredMessage,
+    StoredToolCall,
+    Timeline,
+    ToolCallRecord,
+)
 from kode_core.query import SessionInfo
 
 __all__ = ["RULER", "Made", "Program", "offsets", "plain", "refused", "see", "stamped"]
@@ -98,7 +107,12 @@ class Program:
         if step.op == "pause":
             return ["await asyncio.sleep(0.002)"]
         agent = self.agent(step.agent)
-        if step.op == "batch_fork":
+        if step.op == "fork":
+            given = [agent, *(f"{name}={self._point(name, value)}" for name, value in step.named)]
+            call = f"{store}.fork({', '.join(given)})"
+            if made.forks and not made.refused:
+                return [f"{made.forks[0]} = await {call}"]
+        elif step.op == "batch_fork":
             call = f"{store}.batch_fork({agent}, {step.args[0] if step.args else 1})"
             if not made.refused:
                 return [f"{', '.join(made.forks)}{',' if len(made.forks) == 1 else ''} = await {call}"]
@@ -114,6 +128,11 @@ class Program:
         """The id of an agent: a variable where the store made it."""
         return name if name in self._forks else repr(name)
 
+    def _point(self, name: str, value: Any) -> str:
+        if name == "new_id":
+            return self.agent(value)
+        return repr(values_of(value)[0] if isinstance(value, str) else value)
+
     def _filter(self, name: str, value: Any) -> str:
         if name == "agent_id":
             return f"agent_id={self.agent(value)}"
@@ -124,11 +143,16 @@ class Program:
             return f"[{', '.join(self._named(name, agent) for name in arg)}]"
         return self._named(arg, agent)
 
-    def _named(self, name: str, agent: str) -> str:
+    def _named(self, name: Any, agent: str) -> str:
+        if not isinstance(name, str) or name[0] == "=":
+            return repr(name[1:] if isinstance(name, str) else name)
         if runs_of(name):
             return code_of(name)
+        name, _, path = name.partition(":")
         self._names[name] = None
         value, variable = values_of(name)[0], _variable(name)
+        if path:
+            return f"{variable}.{path}"
         if isinstance(value, AgentInfo) and not value.agent_id:
             return f"{variable}.replace(agent_id={agent})"
         return variable
@@ -196,7 +220,7 @@ class _Code(str):
 
 
 def _variable(name: str) -> str:
-    return re.sub(r"\W", "_", name.replace("!", "_refused").replace("?", "_odd"))
+    return re.sub(r"\W", "_", name.replace("!", "_refused").replace("?", "_odd").replace("-", "_gone"))
 
 
 # --- what programs use ------------------------------------------------------------------------------------------------
@@ -245,6 +269,8 @@ def plain(answer: Any) -> Any:
         return [answer.agent_id, answer.position, _only(Message, answer)]
     if isinstance(answer, StoredToolCall):
         return [answer.agent_id, answer.position, _only(ToolCallRecord, answer)]
+    if isinstance(answer, Document):
+        return [answer.collection, answer.key, answer.value]
     if isinstance(answer, (SessionInfo, AgentInfo)):
         changes: dict[str, Any] = {"created_at": 0} if answer.agent_id.startswith("agt-") else {}
         changes |= {"updated_at": 0} if isinstance(answer, SessionInfo) else {}

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from kode_conformance.histories.steps import Step
-from kode_conformance.histories.vocabulary import REFUSED, VALUES, run, runs_of
+from kode_conformance.histories.vocabulary import REFUSED, VALUES, base_of, demand_of, run, runs_of
 
 __all__ = ["Fails", "shortest"]
 
@@ -51,9 +51,10 @@ def _shorter(steps: list[Step]) -> Iterator[list[Step]]:
 def _others(step: Step) -> Iterator[Step]:
     """The step with another value of its kind."""
     if len(step.args) == 1 and isinstance(step.args[0], str):
+        base, part = base_of(step.args[0]), step.args[0][len(base_of(step.args[0])) :]
         for name in VALUES:
-            if name[0] == step.args[0][0] and name not in REFUSED:
-                yield step._replace(args=(name,))
+            if name[0] == base[0] and name not in REFUSED:
+                yield step._replace(args=(f"{name}{part}",))
 
 
 def _simpler(step: Step) -> Iterator[Step]:
@@ -61,6 +62,8 @@ def _simpler(step: Step) -> Iterator[Step]:
         yield step._replace(via=0)
     if step.seen_by:
         yield step._replace(seen_by=0)
+    if step.expect:
+        yield step._replace(expect="")
     for i in range(len(step.named)):
         if step.op != "delete_many" or len(step.named) > 1:  # an empty filter is refused
             yield step._replace(named=(*step.named[:i], *step.named[i + 1 :]))
@@ -76,6 +79,8 @@ def _without_one(arg: Any) -> Iterator[tuple[str, ...]]:
     if isinstance(arg, tuple):
         for i, name in enumerate(arg):
             yield arg[:i] + arg[i + 1 :]
+            if demand_of(name):
+                yield (*arg[:i], base_of(name), *arg[i + 1 :])
             found = runs_of(name)
             if found is not None:
                 kind, start, end = found

@@ -2,14 +2,18 @@
 
 A name is one of :data:`VALUES`; or a variant (``c.state``); or of a family made from the tables of
 :mod:`kode_conformance.dimensions`, as ``mL3`` for a message of the third lookalike; or of a run, as ``m#0:1001`` for
-1,001 messages.
+1,001 messages. A part of a value has the path of its field behind the name: ``s0:id``. A write of a document that
+demands a version says which one: ``x0@old``. A text that stands for itself begins with an equals sign: ``=userId``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final
+
+import msgspec
 
 from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, twins
 from kode_conformance.histories.variants import VARIANTS
@@ -18,8 +22,9 @@ from kode_core.errors import InvalidArgumentError, InvalidValueError
 from kode_core.model import (
     AgentInfo,
     Bookmark,
+    DeleteDocument,
     Message,
-    Record,
+    PutDocument,
     TextBlock,
     TodoSnapshot,
     ToolResultBlock,
@@ -27,11 +32,11 @@ from kode_core.model import (
     UnknownBlock,
 )
 
-__all__ = ["FAMILIES", "REFUSED", "VALUES", "code_of", "run", "runs_of", "values_of"]
+__all__ = ["FAMILIES", "REFUSED", "VALUES", "base_of", "code_of", "demand_of", "run", "runs_of", "values_of"]
 
 _NAN: Final = {"rows": [float("nan")]}
 
-VALUES: Final[Mapping[str, Record]] = {
+VALUES: Final[Mapping[str, msgspec.Struct]] = {
     "m0": Message.user(""),
     "m1": Message("user", [TextBlock("0")], metadata={}),
     "m2": Message("assistant", [ToolUseBlock("c0", "t", {})]),
@@ -69,11 +74,21 @@ VALUES: Final[Mapping[str, Record]] = {
     "i0": AgentInfo(agent_id="", template_id="t0", created_at=0, message_count=99, metadata={"userId": "", "k": 0}),
     "i1": AgentInfo(agent_id="", template_id="t1", created_at=5, last_bookmark=Bookmark(0, 0), metadata={"k": False}),
     "i2": AgentInfo(agent_id="", template_id="t0", created_at=0, lineage=["z", "z"], breakpoint="", metadata={}),
+    "x0": PutDocument("c", "k", 0),
+    "x0b": PutDocument("c", "k", False),
+    "x0-": DeleteDocument("c", "k"),
+    "x1": PutDocument("c", "K", {"b": None, "a": [-0.0, ""]}),
+    "x1-": DeleteDocument("c", "K"),
+    "x2": PutDocument("C", "k", None),
+    "x2-": DeleteDocument("C", "k"),
+    "x3": PutDocument("c", "k/", {}),
     "m!": Message("assistant", [ToolUseBlock("c0", "t", _NAN)]),
     "c!": samples.tool_call(0, result=_NAN),
     "e!": samples.event(3, value=_NAN),
     "i!": AgentInfo(agent_id="", template_id="t0", created_at=0, metadata=_NAN),
     "i?": AgentInfo(agent_id="somebody else", template_id="t0", created_at=0),
+    "x!": PutDocument("c", "k", _NAN),
+    "x?": PutDocument("c/", "k", 0),
 }
 """The records that the names in a history stand for. The ids of agents and templates are put in when the step is made.
 """
@@ -84,6 +99,8 @@ REFUSED: Final = {
     "e!": InvalidValueError,
     "i!": InvalidValueError,
     "i?": InvalidArgumentError,
+    "x!": InvalidValueError,
+    "x?": InvalidArgumentError,
 }
 """Values that no store may take, and the error that it raises."""
 
@@ -98,7 +115,7 @@ def _info(i: int) -> AgentInfo:
     return AgentInfo(agent_id="", template_id=_of(_TWINS, i // 2), created_at=_of(TIMES, i), metadata=metadata)
 
 
-FAMILIES: Final[Mapping[str, Callable[[int], Record]]] = {
+FAMILIES: Final[Mapping[str, Callable[[int], msgspec.Struct]]] = {
     "mL": lambda i: Message("user", [TextBlock(_of(LOOKALIKES, i))], metadata={_of(LOOKALIKES, i + 1): i}),
     "mR": lambda i: Message(_of(_TWINS, i), [UnknownBlock({"type": _of(_TWINS, i), "x": i})]),
     "cT": lambda i: samples.tool_call(
@@ -112,6 +129,7 @@ FAMILIES: Final[Mapping[str, Callable[[int], Record]]] = {
     "sT": lambda i: samples.snapshot(_of(_TWINS, i), _of(TIMES, i // 2)),
     "dT": lambda i: samples.media(_of(_TWINS, i)),
     "iL": _info,
+    "xT": lambda i: PutDocument("cCd"[i % 3], _of(_TWINS, i // 2), _of(LOOKALIKES, i)),
 }
 """Records made of texts, names, numbers and times that stores confuse; the first letter names their kind."""
 
@@ -120,7 +138,7 @@ def _of(table: Sequence[Any], i: int) -> Any:
     return table[i % len(table)]
 
 
-_RUNS: Final[Mapping[str, Callable[[int], Record]]] = {
+_RUNS: Final[Mapping[str, Callable[[int], msgspec.Struct]]] = {
     "m": samples.message,
     "c": samples.tool_call,
     "e": samples.event,
@@ -140,8 +158,24 @@ def runs_of(name: str) -> tuple[str, int, int] | None:
     return found and (found[1], int(found[2]), int(found[3]))
 
 
-def values_of(name: str) -> Sequence[Record]:
-    """The records that a name stands for."""
+def base_of(name: str) -> str:
+    """The name of the whole value, without the part or the demand; empty for a text that stands for itself."""
+    return "" if name[0] == "=" else name if "#" in name else re.split("[:@]", name, maxsplit=1)[0]
+
+
+def demand_of(name: str) -> str:
+    """The version that a write of a document demands: ``present``, ``old``, ``absent``, or none."""
+    return "" if name[0] == "=" else name.partition("@")[2]
+
+
+def values_of(name: str) -> Sequence[Any]:
+    """The records that a name stands for, or the part of one."""
+    if name[0] == "=":
+        return (name[1:],)
+    if "#" not in name and ":" in name:
+        base, _, path = name.partition(":")
+        return (attrgetter(path)(values_of(base)[0]),)
+    name = base_of(name)
     if name in VALUES or name in VARIANTS:
         return (VALUES.get(name) or VARIANTS[name],)
     found = runs_of(name)

@@ -59,7 +59,7 @@ class RemoteStore:
         answer = pickle.loads(base64.b64decode(json.loads(raw)["answer"]))  # noqa: S301 - our own process wrote it
         if answer[0] == "gives":
             return answer[1]
-        raise _error(answer[1], answer[2])
+        raise _error(*answer[1:])
 
     async def close(self) -> None:
         """Close the store, and end the process."""
@@ -71,10 +71,11 @@ class RemoteStore:
         await self._child.communicate()
 
 
-def _error(name: str, text: str) -> Exception:
+def _error(name: str, text: str, fields: dict[str, Any]) -> Exception:
     kind = getattr(kode_core.errors, name, None)
     if isinstance(kind, type) and issubclass(kind, Exception):
         made: Exception = kind.__new__(kind, text)
+        vars(made).update(fields)
         return made
     return RuntimeError(f"{name}: {text}")
 
@@ -109,5 +110,6 @@ async def serve(store: Any, tell: Callable[..., None]) -> None:
                 answer = "gives", await getattr(store, name)(*args, **kwargs)
         except Exception as exc:  # noqa: BLE001 - it is raised over there
             known = next((k.__name__ for k in type(exc).__mro__ if hasattr(kode_core.errors, k.__name__)), None)
-            answer = "raises", known or type(exc).__name__, str(exc)
+            fields = {name: value for name, value in vars(exc).items() if value is None or isinstance(value, str)}
+            answer = "raises", known or type(exc).__name__, str(exc), fields
         tell(answer=base64.b64encode(pickle.dumps(answer)).decode())
