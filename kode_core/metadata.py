@@ -1,17 +1,32 @@
-"""The index of an agent's metadata."""
+"""Mappings that callers give, and the index of an agent's metadata."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from kode_core.errors import InvalidValueError
+from kode_core.errors import InvalidArgumentError, InvalidValueError
 from kode_core.ids import IndexText, index_text
 from kode_core.jsonslices import JsonWriter
-from kode_core.jsonvalue import NODES, Problem, encode_json, weight
+from kode_core.jsonvalue import NODES, Problem, encode_json, type_name, weight
 from kode_core.model import Json
 from kode_core.pace import Pace
 
-__all__ = ["index_of_metadata", "metadata_index"]
+__all__ = ["index_of_metadata", "mapping_of", "metadata_index"]
+
+
+def mapping_of(given: object, name: str, wanted: str = "a mapping") -> dict[Any, Any]:
+    """A copy of a mapping that a caller gave as the argument *name*; *wanted* describes it in errors.
+
+    Raises:
+        InvalidArgumentError: it is no mapping, or its own methods fail.
+    """
+    if not isinstance(given, Mapping):
+        raise InvalidArgumentError(f"{name} must be {wanted}, got {type_name(type(given))}")
+    try:
+        return dict(given.items())
+    except Exception as exc:
+        raise InvalidArgumentError(f"{name} cannot be read: reading it raised {type(exc).__name__}") from exc
 
 
 def metadata_index(metadata: Mapping[str, Json], label: str = "metadata") -> tuple[tuple[str, str], ...]:

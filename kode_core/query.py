@@ -17,7 +17,7 @@ import msgspec
 from kode_core.cursors import is_agent_id, is_int64, make_cursor, parse_cursor
 from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, index_text, nearest, quoted
-from kode_core.metadata import metadata_index
+from kode_core.metadata import mapping_of, metadata_index
 from kode_core.model import Json
 from kode_core.model.sessions import AgentStats, Session, SessionInfo
 from kode_core.wanted import DEFAULT_LIMIT, Range, RowQuery, SessionQuery, SortBy, Wanted
@@ -316,11 +316,10 @@ _MOST_KEYS: Final = 500
 
 
 def _metadata(name: str, value: Any) -> Mapping[str, Json]:
-    if not isinstance(value, Mapping):
-        raise _wrong(name, "a mapping", value)
-    if len(value) > _MOST_KEYS:
-        raise InvalidArgumentError(f"{name} must have at most {_MOST_KEYS} keys to filter by, got {len(value)}")
-    return value
+    found = mapping_of(value, name)
+    if len(found) > _MOST_KEYS:
+        raise InvalidArgumentError(f"{name} must have at most {_MOST_KEYS} keys to filter by, got {len(found)}")
+    return found
 
 
 def _one_of(*options: str) -> Callable[[str, Any], str]:

@@ -17,8 +17,8 @@ from kode_core.codec import Body
 from kode_core.engine import check_documents
 from kode_core.errors import CorruptRecordError, InvalidArgumentError, OutcomeUnknownError, StoreBusyError
 from kode_core.ids import check_document_key
-from kode_core.jsonvalue import type_name
 from kode_core.large import decode_in_slices, write_body
+from kode_core.metadata import mapping_of
 from kode_core.model import AppendedMessage, Message
 from kode_core.model.documents import StoredDocument
 from kode_core.pace import Pace
@@ -104,14 +104,8 @@ class KeyedAppends:
 
 async def _checked(messages: Any) -> dict[str, Message]:
     """The messages of a call, because the caller's mapping may change meanwhile."""
-    if not isinstance(messages, Mapping):
-        raise InvalidArgumentError(f"messages must be a mapping of keys to messages, got {type_name(type(messages))}")
-    try:
-        taken = [(key, message) for key, message in messages.items()]
-    except Exception as exc:
-        raise InvalidArgumentError(f"messages cannot be read: its items() raised {type(exc).__name__}") from exc
     pace, given = Pace(), dict[str, Message]()
-    for key, message in taken:
+    for key, message in mapping_of(messages, "messages", "a mapping of keys to messages").items():
         check_document_key(key, "message key")
         check_class(Message, message, f"messages[{key!r:.80}]")
         given[key] = message

@@ -10,6 +10,7 @@ from msgspec.structs import asdict, replace
 from kode_core.batch import AgentSummary, Applied, Fence, Info, SessionRow
 from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError
 from kode_core.jsonvalue import type_name
+from kode_core.metadata import mapping_of
 from kode_core.model import AgentInfo
 from kode_core.pace import Pace
 from kode_core.query import Session
@@ -87,14 +88,13 @@ class Sessions:
 
 
 def _checked(metadata: object, remove: object) -> tuple[dict[str, Any], frozenset[str]]:
-    if not isinstance(metadata, Mapping):
-        raise InvalidArgumentError(f"metadata must be a mapping, got {type_name(type(metadata))}")
+    changes = mapping_of(metadata, "metadata")
     if isinstance(remove, str) or not isinstance(remove, (list, tuple, set, frozenset)):
         raise InvalidArgumentError(f"remove must be a list of keys, got {type_name(type(remove))}")
     for key in remove:
         if type(key) is not str:
             raise InvalidArgumentError(f"remove must be a list of str, got {type_name(type(key))} in it")
-    both = sorted(set(remove) & set(metadata))
+    both = sorted(set(remove) & set(changes))
     if both:
         raise InvalidArgumentError(f"metadata sets the key {both[0]!r:.80} and remove removes it: do one of the two")
-    return dict(metadata), frozenset(remove)
+    return changes, frozenset(remove)
