@@ -78,7 +78,7 @@ def test_a_value_is_put_into_one_field(root: type[Record]) -> None:
 
 
 EDITS: Final = {
-    *("delete", "delete_snapshot", "pop_messages", "truncate_messages", "replace_message"),
+    *("delete", "delete_snapshot", "pop_messages", "prune", "truncate_messages", "replace_message"),
     *("create_agent", "import_agent", "update_info", "emit", "emit_many", "append_messages_once"),
     *("put_document", "delete_document", "write_documents"),
 }
