@@ -51,7 +51,7 @@ KEYS = {"new": b"n" * 32, "old": b"o" * 32}
 KEY = Keys(b"d" * 32, KEYS)
 WITHOUT_BODIES = {
     "acquire_lease", "agent_ids", "around", "backup", "close", "connection_use", "inspect", "probes", "release_lease",
-    "renew_lease", "repair", "stats", "stored_ids", "totals", "watch",
+    "renew_lease", "repair", "count", "stats", "stored_ids", "totals", "watch",
 }  # fmt: skip
 
 
