@@ -47,8 +47,8 @@ async def every_big_write_killed_midway(ctx: Context) -> None:
 
 @check("LIFE-8", "DUR-3", "DUR-1", needs=_P | Capability.EXTENDED, tier=Tier.STANDARD, under=_UNDER)
 async def an_import_of_many_killed_midway(ctx: Context) -> None:
-    """An import of an agent with hundreds of records, killed at calls inside the store, is there whole or not at all
-    and is kept once acknowledged, and the agent can be written.
+    """An import of an agent with hundreds of records, killed at calls inside the store, is stored whole or not
+    at all and is kept once acknowledged, and the agent can be written.
     """
     async with killer(ctx) as kills:
         points = ctx.effort.kills // 2

@@ -82,7 +82,7 @@ async def a_write_cancelled_at_any_step(ctx: Context) -> None:
 
 @check("LIFE-8", "OPS-9", needs=_E, tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS, Dimension.INSTANCES))
 async def an_import_cancelled_at_any_step(ctx: Context) -> None:
-    """An import that is cancelled after each of its steps is there whole or not at all."""
+    """An import that is cancelled after each of its steps is stored whole or not at all."""
     await _cancel_at_each_step(ctx, await ctx.another(), IMPORT, with_seed=False)
 
 

@@ -103,7 +103,7 @@ async def documents_killed_at_their_calls(ctx: Context) -> None:
     under=(Dimension.CRASHES, Dimension.PROCESSES),
 )
 async def an_import_killed_at_its_calls(ctx: Context) -> None:
-    """An import, killed at each call that can matter, is there whole or not at all, and is kept once acknowledged."""
+    """An import, killed at each call that can matter, is stored whole or not at all, and is kept once acknowledged."""
     async with killer(ctx) as kills:
         await kill_at_points(ctx, kills, IMPORT, others=ctx.effort.kills, with_seed=False)
 

@@ -242,9 +242,7 @@ async def processes_append_once(ctx: Context) -> None:
 
 @check("MSG-12", "OPS-9", needs=_N, under=(_D.INTERRUPTIONS, _D.INSTANCES))
 async def a_cancelled_append_can_be_repeated(ctx: Context) -> None:
-    """After a call was cancelled at any moment, the same call, by any instance, makes sure that all messages are there
-    once.
-    """
+    """A call that was cancelled at any moment can be repeated by any instance: all messages are stored, each once."""
     stores, count = [ctx.store, await ctx.another()], 0
     for number, steps in enumerate(in_time(ctx, (0, 1, 2, 3, 4, 5, 7, 10, 15, 25, 40, 80, 200, 1000))):
         keys = [f"{steps}-{i}" for i in range(3)]

@@ -35,7 +35,7 @@ LISTED: Final[Mapping[str, Sequence[str]]] = {
 _AGENTS: Final = 16
 _NONE: Final = ("none", "None", "")
 _FORMS: Final[Sequence[Callable[[Sequence[str]], Any]]] = (list, tuple, set, frozenset, lambda v: [*v, *reversed(v)])
-"""The ways to write one list of values; in the last, each is there twice."""
+"""The ways to write one list of values; the last has each value twice."""
 
 
 async def _save(store: Any, i: int) -> None:
@@ -151,7 +151,7 @@ def _shuffled(ctx: Context, value: Any) -> Any:
 
 @check("QRY-2", "LIFE-5", needs=_L, under=(_D.TWINS, _D.ITEMS))
 async def lists_tell_names_apart(ctx: Context) -> None:
-    """Of names that differ in what comparisons overlook, a list finds just the ones that it has."""
+    """A list finds its own names alone, also next to names that differ in what comparisons overlook."""
     names = [*dict.fromkeys(twins())]
     ctx.rng.shuffle(names)
     await at_once(

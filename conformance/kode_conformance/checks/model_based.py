@@ -175,8 +175,8 @@ async def each_call_moves_its_counter(ctx: Context) -> None:
 )
 async def random_histories_of_edits(ctx: Context) -> None:
     """After any sequence of calls with edits in place, writes that demand a version, emitted events, created and
-    updated agents and forks from any point, the store holds what the contract makes of them; each call returns what
-    it did; versions and times are as the contract says.
+    updated agents and forks from any point, the store holds the contents that the contract demands; each call returns
+    its own result; versions and times are as the contract says.
     """
     await follow_the_model(ctx, histories=2 * ctx.effort.examples, newer=EDITS)
 

@@ -377,7 +377,7 @@ async def a_prune_that_ends_early_leaves_the_newer_part(ctx: Context) -> None:
 
 @check("LIFE-6", needs=_N, tier=Tier.STANDARD, under=(Dimension.ITEMS, Dimension.INSTANCES))
 async def a_long_log_is_pruned(ctx: Context) -> None:
-    """Of 20,000 events all but the newest 100 go, and are gone for another instance; the agent stays sound."""
+    """All of 20,000 events but the newest 100 go, also for another instance; the agent stays sound."""
     offsets: list[int] = []
     for start in range(0, 20_000, 1000):
         offsets += await ctx.store.append_events("a", samples.events(1000, start))
