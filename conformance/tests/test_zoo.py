@@ -29,13 +29,12 @@ from conformance.tests.zoo.base import (
     needs_processes,
 )
 from conformance.tests.zoo.blank import ERRORS, ForgetfulHarness, NullHarness, raising
+from conformance.tests.zoo.matrix import LOOKS
 from conformance.tests.zoo.rounds import Fault, load_angels, records
 
 load_angels()
 CHECKS = {check.id: check for check in load_checks()}
 MUTANTS = load_mutants()
-LOOKS = 5
-"""So often a fault may be looked for that shows only sometimes."""
 
 IDLE = {
     "DUR-1.acknowledged_writes_survive_a_crash_of_the_server",
