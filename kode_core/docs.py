@@ -26,7 +26,7 @@ class DocKind(StrEnum):
     DOCUMENTS = "documents"
     """Documents of the caller's own: read by key and in ranges of keys, see :class:`kode_core.engine.RangesDocs`.
 
-    Those with keys from ``CORE_KEYS`` on belong to the core.
+    The documents with keys from ``CORE_KEYS`` on belong to the core.
     """
     LAYER = "layer"
     """Belongs to a layer, never to a caller: reads, counts and forks leave these documents out."""
@@ -49,7 +49,7 @@ class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Doc(_Value, frozen=True):
-    """A document; ``time``, in milliseconds, orders the documents of one kind. The core's have a position instead."""
+    """A document; ``time``, in milliseconds, orders the documents of one kind. For the core's it is a position."""
 
     key: str
     time: int
@@ -67,8 +67,8 @@ class DocWrite(_Value, frozen=True):
         expect: precondition: the stored document has the digest of this body, or does not exist for ``ABSENT_DOC``;
             None accepts any. It refers to the state before the batch. Only documents of the kind ``DOCUMENTS`` have
             one.
-        at: the time of the document becomes the position of this one among the messages that the batch appends; see
-            :func:`placed_docs`. Only documents of the core have it.
+        at: the index, from 0, of one of the messages that the batch appends. The document's time becomes the position
+            of that message in the list; see :func:`placed_docs`. Only documents of the core have it.
     """
 
     kind: DocKind

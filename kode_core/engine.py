@@ -354,7 +354,7 @@ def check_drops(engine: Engine) -> None:
 
 
 def finds_any_of(engine: Engine) -> bool:
-    """Whether *engine* heeds filters with several values, as its attribute ``finds_any_of`` says."""
+    """Whether *engine* takes filters with several values; its optional attribute of this name says so."""
     return bool(getattr(engine, "finds_any_of", False))
 
 
@@ -367,14 +367,14 @@ def check_any_of(engine: Engine, query: SessionQuery | RowQuery) -> None:
 class Counts(Protocol):
     """An optional interface of an engine: it counts records without returning them.
 
-    Without it, the store counts the records of page after page.
+    Without it, the store reads page after page, and counts the records.
     """
 
     can_count: bool
     """True; a layer that changes the results of queries says False, unless it counts what it would find."""
 
     async def count(self, query: SessionQuery | RowQuery) -> int:
-        """The number of records that match, at one instant; the query's order, limit, offset and cursor mean nothing.
+        """The number of records that match, at one instant. The query's order, limit, offset and ``after`` are ignored.
 
         Only the values that records are found by are read, and as few as an index allows.
         """

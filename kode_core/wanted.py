@@ -48,8 +48,8 @@ class SessionQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Sessions to find. The order is total: (sort value, agent_id), both descending or both ascending.
 
     Attributes:
-        metadata: (key, value) as :func:`metadata_index` makes them; the session must have all of them, of several
-            values one.
+        metadata: (key, value) as :func:`~kode_core.metadata.metadata_index` makes them; the session must have every
+            key, with the value or with one of the values.
         after: (sort value, agent_id) of the last session on the page before.
         limit: the maximum number; one more than the caller asked for, to see whether there is a next page.
     """
@@ -71,7 +71,7 @@ class RowQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: ``messages`` or ``tool_calls``.
-        where: (column, value) pairs that must be equal, of several values one; columns are the fields of
+        where: (column, value) pairs: the column must have the value, or one of the values. Columns are the fields of
             ``MessageIndex`` and ``ToolCallIndex``, and ``content_type`` for a value among ``content_types``.
         after: (created_at, agent_id, position) of the last row on the page before.
     """

@@ -133,7 +133,7 @@ class EventLog:
         self._order: array[int] | None = None
         self._crowds: dict[int, dict[bytes, int]] = {}
         self.dropped = 0
-        """The number of events that were dropped since somebody set it to 0."""
+        """The number of events that were dropped since the caller last set it to 0."""
 
     def __len__(self) -> int:
         return len(self._offsets)

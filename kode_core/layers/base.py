@@ -117,7 +117,7 @@ class Layer:
 
     @property
     def finds_any_of(self) -> bool:
-        """Whether the engine inside heeds filters with several values."""
+        """Whether the engine inside takes filters with several values."""
         return finds_any_of(self.inner)
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
@@ -128,7 +128,7 @@ class Layer:
 
     @property
     def can_count(self) -> bool:
-        """Whether the engine inside counts records. False in a layer that overrides a query: it may find others."""
+        """Whether the engine inside counts records. False in a layer that overrides queries but not ``count``."""
         is_query_same = type(self).find_sessions is Layer.find_sessions and type(self).find_rows is Layer.find_rows
         return can_count(self.inner) and (is_query_same or type(self).count is not Layer.count)
 

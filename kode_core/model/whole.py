@@ -29,10 +29,11 @@ class AgentRecords(Record, frozen=True, kw_only=True):
     Attributes:
         agent_id: the agent that was loaded.
         updated_at: when messages, tool calls or info were last saved, in milliseconds (INFO-2); None without any.
-        message_times: when a store first saw each of ``messages`` (MSG-4), in their order; times of tool calls are in
-            the calls.
+        message_times: when a store first saw each of ``messages`` (MSG-4), in milliseconds, as many as there are
+            messages; the times of tool calls are in the calls.
         documents: the documents of the caller's own, of all collections, each with the time of its put.
-        events: in the order of their offsets, which are in ``event_offsets``.
+        events: in the order of their offsets.
+        event_offsets: the offset of each event in the store that was read; an import gives new ones.
     """
 
     agent_id: str

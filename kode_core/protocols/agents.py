@@ -22,7 +22,7 @@ _Appended: TypeAlias = list[AppendedMessage]
 @runtime_checkable
 @to_be_implemented
 class AgentStore(DocumentStore, Protocol):
-    """A store that handles agents as wholes."""
+    """A store that creates, lists, forks, prunes, loads and imports agents, and appends messages once."""
 
     async def list(self, prefix: str = "", *, include_without_info: bool = False) -> _Ids:
         """Ids of the agents with info that begin with the literal *prefix*, in code point order (LIFE-2).
@@ -103,18 +103,20 @@ class AgentStore(DocumentStore, Protocol):
         progress: Progress | None = None,
         fence: Lease | None = None,
     ) -> PruneResult:
-        """Remove parts of an agent that are no longer needed, and return how many records of each kind went (LIFE-6).
+        """Remove parts of an agent that are no longer needed; returns the number of removed records by kind (LIFE-6).
 
         *events_before_offset* removes the events with a lesser offset. *events_before* removes the events before the
-        first one, by offset, whose timestamp is not earlier. Given both, an event goes only if both say so. The event
-        of ``last_bookmark`` always stays. *keep_snapshots* and the others remove all records of a kind but so many, in
-        the order of its load the newest. Nothing else of the agent changes. The prune goes in steps, each with a
-        deadline of its own; if it ends early, a part of the records, the oldest first, is gone. *progress* is called
-        with the number of removed records.
+        first one, by offset, whose timestamp is not earlier. If both are given, only events that both cover are
+        removed. The event of ``last_bookmark`` always stays. *keep_snapshots* and the others each keep the newest N
+        records of a kind, in the order in which the store loads them, and remove the older ones. Nothing else of the
+        agent changes. For an unknown agent all numbers are 0. The prune goes in steps, each with a deadline of its
+        own; if it ends early, a part of the records, the oldest first, is gone. *progress* is called after each step
+        with the number of records that were removed so far.
 
         Raises:
             InvalidArgumentError: no argument says what to remove.
             UnsupportedError: the backend cannot remove a part of the events; nothing was removed.
+            StoreBusyError: other calls kept removing the agent's events.
         """
         ...
 
@@ -152,7 +154,7 @@ class AgentStore(DocumentStore, Protocol):
     async def load_agent(self, agent_id: str) -> AgentRecords | None:
         """Everything that is stored for an agent, of every kind, as it was at one instant (LIFE-7).
 
-        The agent is held in memory. None if nothing is stored.
+        The agent is held in memory. None if nothing is stored. The keys of ``append_messages_once`` are left out.
 
         Raises:
             CorruptRecordError: one of its records is damaged.
@@ -168,6 +170,7 @@ class AgentStore(DocumentStore, Protocol):
 
         Raises:
             ConflictError: something is stored under *agent_id*; nothing was written.
+            InvalidArgumentError: *records* is empty, has unknown fields, or has parts that do not fit together.
             UnsupportedError: *records* has documents and the backend keeps none; nothing was written.
             PayloadTooLargeError: the backend cannot write so much in one piece; nothing was written.
         """

@@ -49,11 +49,11 @@ class QueryableStore(Store, Protocol):
         ...
 
     async def count_messages(self, **filters: Unpack[MessageConditions]) -> int:
-        """The number of matching messages."""
+        """The number of matching messages (QRY-10); the cost is as for ``count_sessions``."""
         ...
 
     async def count_tool_calls(self, **filters: Unpack[ToolCallConditions]) -> int:
-        """The number of matching tool calls."""
+        """The number of matching tool calls (QRY-10); the cost is as for ``count_sessions``."""
         ...
 
     def iter_sessions(self, **filters: Unpack[SessionFilter]) -> AsyncIterator[SessionInfo]:

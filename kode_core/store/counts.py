@@ -19,7 +19,7 @@ _PAGING: Final = ("limit", "offset", "cursor", "order", "sort_by")
 
 
 class Counting:
-    """Counts records by an engine that can, and else page after page."""
+    """Counts records with an engine that can count, and otherwise page after page."""
 
     def __init__(self, context: Context) -> None:
         self._context = context

@@ -60,7 +60,7 @@ _KINDS: Final[dict[str, tuple[DocKind, Order]]] = {
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What a call is to remove.
+    """The records that a call removes.
 
     Attributes:
         before_offset: only events with a lesser offset.
@@ -169,7 +169,7 @@ class _Events:
         self._after = -1
         self._first: int | None = None
         self._kept: int | None = None
-        """The event that the steps before kept."""
+        """The offset of the event that the previous step kept."""
         self._limit = FIRST_PAGE
         self._is_end = False
 

@@ -43,11 +43,11 @@ class QueryableStoreMethods(StoreMethods):
         return self._call(lambda store: store.count_sessions(**filters))
 
     def count_messages(self, **filters: Unpack[MessageConditions]) -> int:
-        """The number of matching messages."""
+        """The number of matching messages (QRY-10); the cost is as for ``count_sessions``."""
         return self._call(lambda store: store.count_messages(**filters))
 
     def count_tool_calls(self, **filters: Unpack[ToolCallConditions]) -> int:
-        """The number of matching tool calls."""
+        """The number of matching tool calls (QRY-10); the cost is as for ``count_sessions``."""
         return self._call(lambda store: store.count_tool_calls(**filters))
 
     def iter_sessions(self, **filters: Unpack[SessionFilter]) -> SyncIterator[SessionInfo]:
