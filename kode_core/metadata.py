@@ -1,4 +1,4 @@
-"""Mappings that callers give, and the index of an agent's metadata."""
+"""Lists and mappings that callers give, and the index of an agent's metadata."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kode_core.jsonvalue import NODES, Problem, encode_json, type_name, weight
 from kode_core.model import Json
 from kode_core.pace import Pace
 
-__all__ = ["index_of_metadata", "mapping_of", "metadata_index"]
+__all__ = ["elements_of", "index_of_metadata", "mapping_of", "metadata_index"]
 
 
 def mapping_of(given: object, name: str, wanted: str = "a mapping") -> dict[Any, Any]:
@@ -25,6 +25,20 @@ def mapping_of(given: object, name: str, wanted: str = "a mapping") -> dict[Any,
         raise InvalidArgumentError(f"{name} must be {wanted}, got {type_name(type(given))}")
     try:
         return dict(given.items())
+    except Exception as exc:
+        raise InvalidArgumentError(f"{name} cannot be read: reading it raised {type(exc).__name__}") from exc
+
+
+def elements_of(given: object, name: str, wanted: str = "a list") -> tuple[Any, ...]:
+    """The elements of a list or tuple that a caller gave as the argument *name*, which may change meanwhile.
+
+    Raises:
+        InvalidArgumentError: it is neither, or its own methods fail.
+    """
+    if not isinstance(given, (list, tuple)):
+        raise InvalidArgumentError(f"{name} must be {wanted}, got {type_name(type(given))}")
+    try:
+        return tuple(given)
     except Exception as exc:
         raise InvalidArgumentError(f"{name} cannot be read: reading it raised {type(exc).__name__}") from exc
 

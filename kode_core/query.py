@@ -340,9 +340,14 @@ def time_ms(name: str, value: Any) -> int:
         return max(-(2**63), min(value, 2**63 - 1))
     if not isinstance(value, datetime):
         raise _wrong(name, "milliseconds as int or an aware datetime", value)
-    if value.tzinfo is None or value.utcoffset() is None:
+    try:
+        is_naive = value.tzinfo is None or value.utcoffset() is None
+        found = 0 if is_naive else -(-((value - _EPOCH) // timedelta(microseconds=1)) // 1000)
+    except Exception as exc:  # of a time zone, or a subclass, of the caller's own
+        raise InvalidArgumentError(f"{name} cannot be read: its time zone raised {type(exc).__name__}") from exc
+    if is_naive:
         raise InvalidArgumentError(f"{name} is a naive datetime; give its time zone, as in datetime.now(timezone.utc)")
-    return -(-((value - _EPOCH) // timedelta(microseconds=1)) // 1000)
+    return found
 
 
 # --- Cursors ----------------------------------------------------------------------------------------------------------

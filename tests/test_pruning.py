@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from kode_conformance.values import samples
 
-from kode_core import AgentDeletedError, CorruptRecordError, ExtendedStore, create_extended_store
+from kode_core import AgentDeletedError, CorruptRecordError, ExtendedStore, Snapshot, create_extended_store
 from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
 from kode_core.batch import Batch, Doc, DocKind, DocWrite, EventDrop, Refused
 from kode_core.codec import Body
@@ -144,3 +147,79 @@ async def test_a_damaged_mark_is_named() -> None:
             for _ in range(300):
                 await asyncio.wait_for(anext(follower), 20)
         await follower.aclose()
+        issues = (await store.check_consistency()).issues
+        assert [(issue.code, issue.agent_id) for issue in issues] == [("corrupt_record", "a")]
+        assert "the mark of the pruned events" in issues[0].message
+        assert (await store.prune("a", events_before_offset=given[270])).events == 20  # and writes another mark
+        assert (await store.check_consistency()).issues == ()
+
+
+class _PrunesBetween(Layer):
+    """Another store appends and prunes once, after the mark of the prune before was read."""
+
+    is_armed = False
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
+        found = await super().docs(agent_id, kind, key)
+        if kind is DocKind.LAYER and self.is_armed:
+            self.is_armed = False
+            space: MemorySpace = self.inner._space  # type: ignore[attr-defined]
+            async with EngineStore(lambda: _ready(MemoryEngine(space))) as other:
+                await other.append_events(agent_id, samples.events(3, 500))
+                await other.prune(agent_id, events_before_offset=2**62)
+        return found
+
+
+async def test_a_follower_outlives_a_prune_between_two_of_its_reads() -> None:
+    """The mark that it read is replaced, and the event of the mark is gone, when it looks for that event."""
+    layer = _PrunesBetween(MemoryEngine(MemorySpace()))
+    async with EngineStore(lambda: _ready(layer)) as store:  # type: ignore[arg-type]
+        await appended(store, 10)
+        follower = store.follow_events("a")
+        await anext(follower)
+        await store.append_events("a", samples.events(1, 400))
+        await store.prune("a", events_before_offset=2**62)
+        layer.is_armed = True
+        seqs = [(await asyncio.wait_for(anext(follower), 20)).bookmark.seq for _ in range(10)]
+        while seqs[-1] != 502:
+            seqs.append((await asyncio.wait_for(anext(follower), 20)).bookmark.seq)
+        assert not layer.is_armed
+        await follower.aclose()
+
+
+class _SavesBetween(Layer):
+    """A snapshot is saved again under its id after a prune listed the snapshots."""
+
+    is_armed = True
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
+        found = await super().docs(agent_id, kind, key)
+        if kind is DocKind.SNAPSHOTS and key is None and self.is_armed:
+            self.is_armed = False
+            space: MemorySpace = self.inner._space  # type: ignore[attr-defined]
+            async with EngineStore(lambda: _ready(MemoryEngine(space))) as other:
+                await other.save_snapshot(agent_id, Snapshot(id="s0", created_at=10**15))
+        return found
+
+
+async def test_a_snapshot_that_is_saved_again_meanwhile_stays() -> None:
+    """It is the newest one by now, although the prune found it as the oldest."""
+    async with EngineStore(lambda: _ready(_SavesBetween(MemoryEngine()))) as store:  # type: ignore[arg-type]
+        for i in range(5):
+            await store.save_snapshot("a", Snapshot(id=f"s{i}", created_at=i + 1))
+        assert (await store.prune("a", keep_snapshots=2)).snapshots == 2
+        assert [found.id for found in await store.list_snapshots("a")] == ["s0", "s4", "s3"]
+
+
+async def test_sound_events_before_a_damaged_one_are_pruned_by_age() -> None:
+    """The call raises behind them, and says how many records it removed."""
+    async with create_extended_store("sqlite:///agents.db", durability="fast") as store:
+        given = await appended(store, 30)
+    with closing(sqlite3.connect("agents.db")) as db:
+        db.execute("UPDATE kode_events SET body = '7' WHERE \"offset\" = ?", (given[10],))
+        db.commit()
+    async with create_extended_store("sqlite:///agents.db") as store:
+        with pytest.raises(CorruptRecordError) as caught:
+            await store.prune("a", events_before=2**62)
+        assert caught.value.__notes__ == ["10 records were removed before"]
+        assert (await store.prune("a", events_before_offset=given[20])).events == 10

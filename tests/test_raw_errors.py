@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime, timedelta, tzinfo
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
@@ -74,6 +75,26 @@ class Nameless:
 
     def __repr__(self) -> str:
         raise RuntimeError("must not be shown")
+
+
+class HostileList(list[Any]):
+    """A list that cannot be read."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise RuntimeError("must not be read")
+
+
+class HostileZone(tzinfo):
+    """A time zone that fails."""
+
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        raise RuntimeError("must not be read")
+
+    def tzname(self, _: datetime | None) -> str:
+        raise RuntimeError("must not be read")
+
+    def dst(self, _: datetime | None) -> timedelta:
+        raise RuntimeError("must not be read")
 
 
 class HostileMapping(Mapping[str, Any]):
@@ -151,6 +172,8 @@ WRONG: Final[tuple[Callable[[], Any], ...]] = (
     lambda: {Nameless(): Message.user("hi")},
     lambda: {"k": Hostile()},
     HostileMapping,
+    lambda: HostileList([1]),
+    lambda: datetime(2025, 1, 1, tzinfo=HostileZone()),
     lambda: RecoveredFile(path=5, content="x"),  # type: ignore[arg-type]
     lambda: RecoveredFile(path="p", content="x", mtime=math.nan),
     lambda: Snapshot(id=None),  # type: ignore[arg-type]

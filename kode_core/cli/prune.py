@@ -17,6 +17,7 @@ from kode_core.cli.queries import run
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Bookmark
 from kode_core.protocols import ExtendedStore
+from kode_core.query import AgentStats
 from kode_core.report import PruneResult
 
 __all__ = ["EXAMPLES", "prune"]
@@ -113,8 +114,8 @@ async def _count(target: str | None, agents: Sequence[str], wanted: dict[str, An
 
 
 async def _require(store: ExtendedStore, agent_id: str) -> None:
-    """Raise AgentNotFoundError unless the agent has info or events."""
-    if await store.last_bookmark(agent_id) is None:
+    """Raise AgentNotFoundError unless something is stored for the agent."""
+    if await store.last_bookmark(agent_id) is None and await store.aggregate_stats(agent_id) == AgentStats():
         await require_agent(store, agent_id)
 
 

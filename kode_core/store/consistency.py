@@ -45,6 +45,7 @@ from kode_core.store.kinds import KINDS, Kind
 from kode_core.store.list_pages import PageSize, pages_of
 from kode_core.store.methods import METHODS
 from kode_core.store.pairing import Pairing, Problem
+from kode_core.store.pruned import Pruned
 from kode_core.store.reader import left_out_of
 from kode_core.store.rows import info_of
 from kode_core.store.steps import Steps
@@ -203,6 +204,7 @@ class _Agent:
             self._docs,
             self._documents,
             self._events,
+            self._mark,
             self._own,
         ):
             try:
@@ -384,6 +386,12 @@ class _Agent:
             await asyncio.sleep(0)
 
     # --- the engine's own
+
+    async def _mark(self) -> AsyncIterator[ConsistencyIssue]:
+        try:
+            await self._steps(Pruned.of, self._engine, self._agent_id)
+        except CorruptRecordError as exc:
+            yield self._corrupt(exc)
 
     async def _own(self) -> AsyncIterator[ConsistencyIssue]:
         for issue in await looked_at_twice(self._engine, self._steps, self._agent_id):

@@ -22,6 +22,7 @@ from kode_core.errors import CorruptRecordError, InvalidArgumentError
 from kode_core.ids import check_collection, check_document_key, prefix_end, quoted
 from kode_core.jsonvalue import type_name
 from kode_core.large import decode_in_slices, write_body
+from kode_core.metadata import elements_of
 from kode_core.model import ABSENT, DeleteDocument, Document, DocumentWrite, PutDocument
 from kode_core.model.documents import StoredDocument
 from kode_core.pace import Pace
@@ -78,9 +79,7 @@ def _version_of(doc: Doc | None) -> str:
 
 def documents_of(documents: Any) -> tuple[DocumentWrite, ...]:
     """The documents of a call as a tuple, because the caller's list may change meanwhile."""
-    if not isinstance(documents, (list, tuple)):
-        raise InvalidArgumentError(f"documents must be a list, got {type_name(type(documents))}")
-    taken = tuple(documents)
+    taken = elements_of(documents, "documents")
     for i, given in enumerate(taken):
         if type(given) not in (PutDocument, DeleteDocument):
             raise InvalidArgumentError(

@@ -13,6 +13,7 @@ from kode_core.codec import decode
 from kode_core.errors import InvalidArgumentError, OutcomeUnknownError
 from kode_core.ids import check_agent_id
 from kode_core.jsonvalue import type_name
+from kode_core.metadata import elements_of
 from kode_core.model import AgentEvent, Bookmark, StoredEvent, Timeline
 from kode_core.pace import Pace
 from kode_core.protocols import Lease
@@ -126,9 +127,7 @@ class Emitter:
 
 def _checked(events: Any) -> tuple[AgentEvent, ...]:
     """The events of a call as a tuple, because the caller's list may change meanwhile."""
-    if not isinstance(events, (list, tuple)):
-        raise InvalidArgumentError(f"events must be a list of AgentEvent, got {type_name(type(events))}")
-    taken = tuple(events)
+    taken = elements_of(events, "events", "a list of AgentEvent")
     for i, event in enumerate(taken):
         if type(event) is not AgentEvent:
             raise InvalidArgumentError(f"events[{i}] must be of type AgentEvent, got {type_name(type(event))}")

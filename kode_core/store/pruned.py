@@ -13,11 +13,12 @@ from typing import Final, NamedTuple
 from kode_core.batch import Doc, DocKind, DocWrite, EventRange
 from kode_core.codec import Body, digest
 from kode_core.engine import Engine, drops_events
-from kode_core.errors import CorruptRecordError
+from kode_core.errors import CorruptRecordError, StoreBusyError
 
 __all__ = ["Pruned", "has_event", "is_pruned"]
 
 _KEY: Final = "pruned"
+_ATTEMPTS: Final = 20
 
 
 class Pruned(NamedTuple):
@@ -41,18 +42,32 @@ class Pruned(NamedTuple):
     async def of(cls, engine: Engine, agent_id: str) -> Pruned | None:
         """The mark of the present agent; None if nothing was pruned.
 
+        The mark and its event are read one after the other. If the event is gone, another prune may have replaced both
+        in between: then the mark is another one by now, and is read again.
+
         Raises:
             CorruptRecordError: the mark is damaged.
+            StoreBusyError: other prunes kept replacing it.
         """
         if not drops_events(engine):
             return None
+        mark = await cls._stored(engine, agent_id)
+        for _ in range(_ATTEMPTS):
+            if mark is None or await has_event(engine, agent_id, mark.keep):
+                return mark
+            before, mark = mark, await cls._stored(engine, agent_id)
+            if mark == before:
+                return None
+        raise StoreBusyError(f"agent {agent_id!r}: other calls kept removing its events")
+
+    @classmethod
+    async def _stored(cls, engine: Engine, agent_id: str) -> Pruned | None:
         for doc in await engine.docs(agent_id, DocKind.LAYER, _KEY):
             first, _, keep = doc.body.text.partition(" ")
             is_whole = digest(doc.body.text.encode()) == doc.body.digest
             if not (is_whole and first.isdecimal() and keep.isdecimal()):
                 raise CorruptRecordError(f"the mark of the pruned events of agent {agent_id!r}", "it is damaged")
-            if await has_event(engine, agent_id, int(keep)):
-                return cls(int(first), int(keep))
+            return cls(int(first), int(keep))
         return None
 
 

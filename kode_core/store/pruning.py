@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from kode_core.authoring.parallel import each
 from kode_core.batch import Applied, Doc, DocKind, DocWrite, EventDrop, EventRange, EventRow, Fence
 from kode_core.engine import Progress, check_drops
-from kode_core.errors import InvalidArgumentError, KodeError, StoreBusyError
+from kode_core.errors import CorruptRecordError, InvalidArgumentError, KodeError, StoreBusyError
 from kode_core.jsonvalue import decode_json
 from kode_core.pace import Pace
 from kode_core.query import time_ms
@@ -30,6 +31,11 @@ _DOCS_AT_ONCE: Final = 200
 _ATTEMPTS: Final = 20
 
 Order = Callable[[Doc], tuple[Any, ...]]
+_State = tuple[int, bytes]
+
+
+def _state(doc: Doc) -> _State:
+    return doc.time, doc.body.digest
 
 
 def _by_time(doc: Doc) -> tuple[Any, ...]:
@@ -150,13 +156,27 @@ class _Run:
         """Remove all documents of a kind but the last *number*, the oldest first."""
         kind, order = _KINDS[name]
         docs = await self.steps(self.engine.docs, self.agent_id, kind)
-        keys = [doc.key for doc in sorted(docs, key=order, reverse=order is _newest_first)]
+        found = [(doc.key, _state(doc)) for doc in sorted(docs, key=order, reverse=order is _newest_first)]
         del docs
-        old = keys[: max(len(keys) - number, 0)]
+        old = found[: max(len(found) - number, 0)]
         for i in range(0, len(old), _DOCS_AT_ONCE):
-            some = old[i : i + _DOCS_AT_ONCE]
-            await self.steps(self.commit, docs=tuple(DocWrite(kind, key, None) for key in some))
-            self.count(name, len(some))
+            gone = await self.steps(self._remove, kind, dict(old[i : i + _DOCS_AT_ONCE]))
+            self.count(name, gone)
+
+    async def _remove(self, kind: DocKind, states: dict[str, _State]) -> int:
+        """Remove the documents that are still as they were, and return their number.
+
+        A document that was written again since is a new one, whatever its id.
+        """
+
+        async def read(key: str) -> Sequence[Doc]:
+            return await self.engine.docs(self.agent_id, kind, key)
+
+        docs = [doc for found in await each(read, states) for doc in found]
+        same = [doc.key for doc in docs if states.get(doc.key) == _state(doc)]
+        if same:
+            await self.commit(docs=tuple(DocWrite(kind, key, None) for key in same))
+        return len(same)
 
 
 class _Events:
@@ -195,7 +215,7 @@ class _Events:
             return True
         if self._first is None:
             # Read after the first event: another prune that removed earlier ones had written it by then.
-            mark = await Pruned.of(run.engine, run.agent_id)
+            mark = await _readable_mark(run)
             self._first = offsets[0] if mark is None else min(mark.first, offsets[0])
         last = await run.engine.last_event(run.agent_id)  # read after the events: it is no earlier one than they are
         if last is None or not await has_event(run.engine, run.agent_id, offsets[-1]):
@@ -222,7 +242,14 @@ class _Events:
             self._is_end = len(rows) < self._limit
             self._limit = limit_after(rows, self._limit)
             for row in rows:
-                if not await self._goes(row):
+                try:
+                    goes = await self._goes(row)
+                except CorruptRecordError:
+                    if offsets:  # they go first, and the next step raises
+                        self._is_end = False
+                        return offsets, after
+                    raise
+                if not goes:
                     self._is_end = True
                     break
                 offsets.append(row.offset)
@@ -237,3 +264,11 @@ class _Events:
             return True
         event = await stored_event(self._run.agent_id, row, self._pace)
         return event.bookmark.timestamp < time
+
+
+async def _readable_mark(run: _Run) -> Pruned | None:
+    """The mark of earlier prunes; a damaged one is replaced by this prune."""
+    try:
+        return await Pruned.of(run.engine, run.agent_id)
+    except CorruptRecordError:
+        return None

@@ -12,7 +12,7 @@ from kode_core.errors import InvalidArgumentError, InvalidValueError
 from kode_core.ids import check_key, index_text
 from kode_core.jsonvalue import type_name
 from kode_core.large import Proof, write, write_body, write_small
-from kode_core.metadata import index_of_metadata
+from kode_core.metadata import elements_of, index_of_metadata
 from kode_core.model import (
     AgentInfo,
     Message,
@@ -52,9 +52,7 @@ def int64(value: int, label: str, path: str) -> int:
 
 def records_of(cls: type[msgspec.Struct], records: Any, what: str) -> tuple[Any, ...]:
     """The records of a call as a tuple, because the caller's list may change meanwhile."""
-    if not isinstance(records, (list, tuple)):
-        raise InvalidArgumentError(f"{what} must be a list of {cls.__name__}, got {type(records).__name__}")
-    taken = tuple(records)
+    taken = elements_of(records, what, f"a list of {cls.__name__}")
     if not set(map(type, taken)) <= {cls}:
         for i, record in enumerate(taken):
             check_class(cls, record, f"{what}[{i}]")

@@ -48,7 +48,8 @@ from kode_core.store.writer import Writer
 __all__ = ["Wholes", "check_unused", "new_list", "own_are_still", "state_of"]
 
 _ATTEMPTS: Final = 20
-_UPDATED: Final = range(1, 2**62)
+_UPDATED: Final = range(1, 2**61)
+"""Later writes move the time on, and a head takes it below 2 ** 62."""
 _FIELDS: Final[Mapping[DocKind, str]] = {
     DocKind.TODOS: "todos",
     DocKind.WINDOWS: "history_windows",

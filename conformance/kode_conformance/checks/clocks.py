@@ -78,6 +78,7 @@ async def updated_at_only_grows_under_any_clock(ctx: Context) -> None:
     before = await _updated(ctx.store, "a")
     writes = [write for write in fenced_writes("a") if write.method != "delete"]
     moving = {w.name for w in writes if any(part in w.name for part in _MOVING) and "event" not in w.name}
+    once = {"append_messages_once"}  # the same keys again append nothing
     ctx.true(len(moving) >= 9, f"all saves must be tried: {moving}")
     for number, write in enumerate(write for write in writes for _ in range(2)):
         off = _STEPS[number % len(_STEPS)]
@@ -86,7 +87,7 @@ async def updated_at_only_grows_under_any_clock(ctx: Context) -> None:
         after = await _updated(stores[number % 2], "a")
         again = ", the same again" if number % 2 else ""
         case = f"{write.name}{again}, with the clock off by {off} s: {before}, then {after}"
-        if write.name in moving:
+        if write.name in moving and not (again and write.name in once):
             ctx.true(after > before, f"updated_at must grow by {case}")
         else:
             ctx.equal(after, before, f"updated_at after {case}")

@@ -32,7 +32,8 @@ def _moves(write: FencedWrite) -> bool:
     """True if the write changes messages, tool calls or info."""
     if write.method == "save_turn":
         return bool(_MOVING & write.arguments.keys())
-    return write.method == "delete" or any(write.method.endswith(f"_{kind}") for kind in _LISTS)
+    moving = write.method in ("delete", "append_messages_once")
+    return moving or any(write.method.endswith(f"_{kind}") for kind in _LISTS)
 
 
 @check("VER-1", needs=_E, under=(_D.CHANGES, _D.INSTANCES, _D.EQUALS))

@@ -31,7 +31,7 @@ from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
 _D = Dimension
-_UPDATED: Final = (1, samples.T0, 5, 2**53 + 1, 2**62 - 1, samples.T0)
+_UPDATED: Final = (1, samples.T0, 5, 2**53 + 1, 2**61 - 1, samples.T0)
 _NUMBERS: Final = ("message_times", "event_offsets")
 
 

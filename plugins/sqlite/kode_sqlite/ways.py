@@ -119,7 +119,7 @@ class Merged(NamedTuple):
         first = self.ways[0]
         keys: tuple[LiteralString, ...] = ("key_1", "key_2", "key_3")[: len(first.order)]
         named: LiteralString = "".join([f", {column} AS {key}" for column, key in zip(first.order, keys, strict=True)])
-        found = [way.find(f"{columns}{named}", limit + offset) for way in self.ways]
+        found = [way.find(f"{columns}{named}", min(limit + offset, 2**63 - 1)) for way in self.ways]
         every: LiteralString = " UNION ".join([f"SELECT * FROM ({statement})" for statement, _ in found])
         direction: LiteralString = " DESC" if first.descending else ""
         order: LiteralString = ", ".join([f"{key}{direction}" for key in keys])
