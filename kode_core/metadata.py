@@ -29,13 +29,15 @@ def mapping_of(given: object, name: str, wanted: str = "a mapping") -> dict[Any,
         raise InvalidArgumentError(f"{name} cannot be read: reading it raised {type(exc).__name__}") from exc
 
 
-def elements_of(given: object, name: str, wanted: str = "a list") -> tuple[Any, ...]:
+def elements_of(
+    given: object, name: str, wanted: str = "a list", kinds: tuple[type[Iterable[Any]], ...] = (list, tuple)
+) -> tuple[Any, ...]:
     """The elements of a list or tuple that a caller gave as the argument *name*, which may change meanwhile.
 
     Raises:
-        InvalidArgumentError: it is neither, or its own methods fail.
+        InvalidArgumentError: it is none of *kinds*, or its own methods fail.
     """
-    if not isinstance(given, (list, tuple)):
+    if not isinstance(given, kinds):
         raise InvalidArgumentError(f"{name} must be {wanted}, got {type_name(type(given))}")
     try:
         return tuple(given)

@@ -7,8 +7,7 @@ InvalidArgumentError and is never ignored (QRY-1).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, Literal, TypeAlias, TypedDict, TypeVar
 
@@ -53,7 +52,7 @@ MAX_LIMIT: Final = 10_000
 MAX_VALUES: Final = 100
 """The most different values that one filter can list."""
 
-AnyOf: TypeAlias = str | Sequence[str] | AbstractSet[str]
+AnyOf: TypeAlias = str | list[str] | tuple[str, ...] | set[str] | frozenset[str]
 """One value, or a list, tuple, set or frozenset of values, of which a record must have one; an empty one finds nothing.
 
 Neither their order nor repeated values matter, and one value in a list is that value.

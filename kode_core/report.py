@@ -139,8 +139,8 @@ class PruneResult(Shown, frozen=True, kw_only=True):
 
     events: int = 0
     snapshots: int = 0
-    windows: int = 0
-    compressions: int = 0
+    history_windows: int = 0
+    compression_records: int = 0
     recovered_files: int = 0
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from kode_conformance import Handle, Space, StoreHarness
 
 from kode_core import Store
-from kode_core.authoring.matching import page, row_matches, session_matches
+from kode_core.authoring.matching import is_wanted, page, row_matches, session_matches
 from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record.engine import RecordEngine
@@ -48,6 +48,7 @@ class MemoryRecords:
     """See ``RecordStore``. Each call gives way first, as one that goes over a network does."""
 
     name = "records"
+    finds_any_of = True
 
     def __init__(
         self, contents: Contents, *, swap_items: int = 0, inline_bytes: int = 600, part_bytes: int = 300
@@ -219,7 +220,7 @@ class MemoryRecords:
         found = [
             FoundItem(place, item)
             for place, items in self.contents.items.items()
-            if query.agent_id in (None, place.agent_id)
+            if is_wanted(place.agent_id, query.agent_id)
             for item in items.values()
             if item.key.startswith(prefix) and not item.is_removed and row_matches(item.time, item.index, query)
         ]

@@ -1066,7 +1066,7 @@ def test_prune_counts_and_removes(store: str) -> None:
     both = (
         "agt-0",
         "no-info",
-        "--older-than",
+        "--events-before",
         "1970-01-01T00:00:00.100+00:00",
         "--keep-snapshots",
         "2",

@@ -10,7 +10,7 @@ from kode_sqlite.engine import SqliteEngine
 
 from kode_core.backends.json_files.engine import JsonFilesEngine
 from kode_core.backends.memory.engine import MemoryEngine
-from kode_core.engine import Connects, Engine, Notifies, RangesDocs, Repairs
+from kode_core.engine import Connects, Counts, Engine, Notifies, RangesDocs, Repairs
 from kode_core.hybrid.engine import HybridEngine
 from kode_core.layers import Layer
 
@@ -21,7 +21,7 @@ def verbs(cls: type) -> set[str]:
 
 def test_a_layer_forwards_every_verb() -> None:
     """The base of layers has every verb of an engine, with the same parameters: none falls through."""
-    protocols = (Engine, Notifies, Connects, Repairs, RangesDocs)
+    protocols = (Engine, Notifies, Connects, Repairs, RangesDocs, Counts)
     assert verbs(Layer) - {"around"} == {verb for protocol in protocols for verb in verbs(protocol)}
     for protocol in protocols:
         for verb in verbs(protocol):

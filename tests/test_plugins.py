@@ -363,7 +363,7 @@ async def test_an_observer_that_fails_fails_no_call(
     ]
 
 
-@pytest.mark.parametrize("given", [None, 7, ["a"], b"a", float("nan")])
+@pytest.mark.parametrize("given", [None, 7, {"a": 1}, b"a", float("nan")])
 async def test_an_agent_id_that_is_no_text_is_not_told(given: Any) -> None:
     """Observers have a str or None, whatever the caller gave."""
     heard: list[Operation] = []

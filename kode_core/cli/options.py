@@ -63,9 +63,9 @@ def _milliseconds(number: int) -> int:
     return number
 
 
-def time_option(name: str, what: str) -> Any:
+def time_option(name: str, what: str, panel: str | None = "Filters") -> Any:
     """An option that takes a time; *what* is its help text."""
-    return typer.Option(name, parser=read_time, metavar="TIME", help=what, rich_help_panel="Filters")
+    return typer.Option(name, parser=read_time, metavar="TIME", help=what, rich_help_panel=panel)
 
 
 def filter_option(*names: str, metavar: str | None = None, **more: Any) -> Any:

@@ -23,7 +23,7 @@ from kode_core.report import PruneResult
 __all__ = ["EXAMPLES", "prune"]
 
 EXAMPLES: Final = (
-    "kode prune tau-000-0 --older-than 30d --keep-snapshots 10 --dry-run",
+    "kode prune tau-000-0 --events-before 30d --keep-snapshots 10 --dry-run",
     "kode prune tau-000-0 tau-000-1 --keep-snapshots 10 --yes",
     "kode prune tau-000-0 --events-before-offset 5000 --yes --json",
 )
@@ -31,8 +31,8 @@ EXAMPLES: Final = (
 _KINDS: Final = (
     ("events", "event"),
     ("snapshots", "snapshot"),
-    ("windows", "history window"),
-    ("compressions", "compression record"),
+    ("history_windows", "history window"),
+    ("compression_records", "compression record"),
     ("recovered_files", "recovered file"),
 )
 
@@ -47,13 +47,13 @@ def prune(
         int | None,
         typer.Option("--events-before-offset", metavar="OFFSET", min=0, help="Remove events with a lesser offset."),
     ] = None,
-    older_than: Annotated[
+    events_before: Annotated[
         int | None,
-        time_option("--older-than", "Remove events before the first one that is not older, as in 30d."),
+        time_option("--events-before", "Remove events up to the first one that is not earlier, as in 30d.", None),
     ] = None,
     keep_snapshots: Annotated[int | None, _keep("--keep-snapshots", "snapshots")] = None,
-    keep_windows: Annotated[int | None, _keep("--keep-windows", "history windows")] = None,
-    keep_compressions: Annotated[int | None, _keep("--keep-compressions", "compression records")] = None,
+    keep_history_windows: Annotated[int | None, _keep("--keep-history-windows", "history windows")] = None,
+    keep_compression_records: Annotated[int | None, _keep("--keep-compression-records", "compression records")] = None,
     keep_recovered_files: Annotated[int | None, _keep("--keep-recovered-files", "recovered files")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the records, and remove nothing.")] = False,
@@ -67,14 +67,14 @@ def prune(
     """
     wanted = given(
         events_before_offset=events_before_offset,
-        events_before=older_than,
+        events_before=events_before,
         keep_snapshots=keep_snapshots,
-        keep_windows=keep_windows,
-        keep_compressions=keep_compressions,
+        keep_history_windows=keep_history_windows,
+        keep_compression_records=keep_compression_records,
         keep_recovered_files=keep_recovered_files,
     )
     if not wanted:
-        raise InvalidArgumentError("say what to remove, such as --older-than 30d or --keep-snapshots 10")
+        raise InvalidArgumentError("say what to remove, such as --events-before 30d or --keep-snapshots 10")
     agents = list(dict.fromkeys(agents))
     if dry_run or not yes:
         counted = run(_count(store, agents, wanted))
@@ -123,8 +123,8 @@ async def _count_one(store: ExtendedStore, agent_id: str, wanted: dict[str, Any]
     await _require(store, agent_id)
     loads: dict[str, Callable[[str], Awaitable[Sequence[Any]]]] = {
         "snapshots": store.list_snapshots,
-        "windows": store.load_history_windows,
-        "compressions": store.load_compression_records,
+        "history_windows": store.load_history_windows,
+        "compression_records": store.load_compression_records,
         "recovered_files": store.load_recovered_files,
     }
     counts = {

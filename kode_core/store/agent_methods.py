@@ -15,7 +15,7 @@ from kode_core.report import PruneResult
 from kode_core.store import rows
 from kode_core.store.document_methods import DocumentMethods
 from kode_core.store.forks import ForkCut
-from kode_core.store.pruning import Wanted
+from kode_core.store.pruning import PruneArguments
 from kode_core.store.steps import checked_progress
 from kode_core.store.writer import Rest, TurnWrites
 
@@ -75,19 +75,19 @@ class AgentMethods(DocumentMethods):
         events_before_offset: int | None = None,
         events_before: Time | None = None,
         keep_snapshots: int | None = None,
-        keep_windows: int | None = None,
-        keep_compressions: int | None = None,
+        keep_history_windows: int | None = None,
+        keep_compression_records: int | None = None,
         keep_recovered_files: int | None = None,
         progress: Progress | None = None,
         fence: Lease | None = None,
     ) -> PruneResult:
         async def prune(agent_id: str, held: Fence | None) -> PruneResult:
-            wanted = Wanted.of(
+            wanted = PruneArguments.of(
                 events_before_offset,
                 events_before,
                 snapshots=keep_snapshots,
-                windows=keep_windows,
-                compressions=keep_compressions,
+                history_windows=keep_history_windows,
+                compression_records=keep_compression_records,
                 recovered_files=keep_recovered_files,
             )
             return await self._pruning.prune(agent_id, held, wanted, checked_progress(progress))

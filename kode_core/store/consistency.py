@@ -45,7 +45,7 @@ from kode_core.store.kinds import KINDS, Kind
 from kode_core.store.list_pages import PageSize, pages_of
 from kode_core.store.methods import METHODS
 from kode_core.store.pairing import Pairing, Problem
-from kode_core.store.pruned import Pruned
+from kode_core.store.prune_mark import PruneMark
 from kode_core.store.reader import left_out_of
 from kode_core.store.rows import info_of
 from kode_core.store.steps import Steps
@@ -389,7 +389,7 @@ class _Agent:
 
     async def _mark(self) -> AsyncIterator[ConsistencyIssue]:
         try:
-            await self._steps(Pruned.of, self._engine, self._agent_id)
+            await self._steps(PruneMark.of, self._engine, self._agent_id)
         except CorruptRecordError as exc:
             yield self._corrupt(exc)
 

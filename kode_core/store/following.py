@@ -20,7 +20,7 @@ from kode_core.store.context import Context
 from kode_core.store.events import EventAppender, checked, limit_after, stored_event
 from kode_core.store.methods import METHODS
 from kode_core.store.pages import FIRST_PAGE
-from kode_core.store.pruned import is_pruned
+from kode_core.store.prune_mark import is_pruned
 
 __all__ = ["Follower", "Wanted", "follow"]
 

@@ -120,11 +120,10 @@ def _new_keys(keys: Iterable[str], body: Body) -> Iterable[DocWrite]:
         yield DocWrite(DocKind.DOCUMENTS, name, Doc(name, 0, body), ABSENT_DOC, at)
 
 
-def _still(known: Mapping[str, Doc]) -> Iterable[DocWrite]:
-    """The demand that the agent was not deleted since these keys were read: one is stored as it is."""
-    for doc in known.values():
-        yield DocWrite(DocKind.DOCUMENTS, doc.key, doc, Body("", doc.body.digest))
-        return
+def _still(known: Mapping[str, Doc]) -> tuple[DocWrite, ...]:
+    """The demand that the agent was not deleted since these keys were read: the first one is stored as it is."""
+    first = list(known.values())[:1]
+    return tuple(DocWrite(DocKind.DOCUMENTS, doc.key, doc, Body("", doc.body.digest)) for doc in first)
 
 
 def key_name(agent_id: str, engine_key: str) -> str:

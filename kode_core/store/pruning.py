@@ -20,11 +20,11 @@ from kode_core.store.events import EventAppender, limit_after, stored_event
 from kode_core.store.methods import METHODS
 from kode_core.store.pages import FIRST_PAGE
 from kode_core.store.parts import checked_number
-from kode_core.store.pruned import Pruned, has_event
+from kode_core.store.prune_mark import PruneMark, has_event
 from kode_core.store.steps import Steps
 from kode_core.store.writer import Writer
 
-__all__ = ["Pruning", "Wanted"]
+__all__ = ["PruneArguments", "Pruning"]
 
 _EVENTS_AT_ONCE: Final = 1000
 _DOCS_AT_ONCE: Final = 200
@@ -58,14 +58,14 @@ def _by_path(doc: Doc) -> tuple[Any, ...]:
 
 _KINDS: Final[dict[str, tuple[DocKind, Order]]] = {
     "snapshots": (DocKind.SNAPSHOTS, _newest_first),
-    "windows": (DocKind.WINDOWS, _by_time),
-    "compressions": (DocKind.COMPRESSIONS, _by_time),
+    "history_windows": (DocKind.WINDOWS, _by_time),
+    "compression_records": (DocKind.COMPRESSIONS, _by_time),
     "recovered_files": (DocKind.RECOVERED, _by_path),
 }
 """The kinds of which a prune keeps the newest ones, each with the order of its load."""
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class PruneArguments(msgspec.Struct, frozen=True):
     """The records that a call removes.
 
     Attributes:
@@ -79,7 +79,7 @@ class Wanted(msgspec.Struct, frozen=True):
     keep: dict[str, int]
 
     @classmethod
-    def of(cls, before_offset: Any, before: Any, **keep: Any) -> Wanted:
+    def of(cls, before_offset: Any, before: Any, **keep: Any) -> PruneArguments:
         """The checked arguments of a call."""
         kept = {name: checked_number(number, f"keep_{name}") for name, number in keep.items()}
         wanted = cls(
@@ -107,7 +107,9 @@ class Pruning:
         self._appender = appender
         self._writer = writer
 
-    async def prune(self, agent_id: str, fence: Fence | None, wanted: Wanted, progress: Progress) -> PruneResult:
+    async def prune(
+        self, agent_id: str, fence: Fence | None, wanted: PruneArguments, progress: Progress
+    ) -> PruneResult:
         """Remove what is wanted; an error has a note about what was removed before."""
         run = _Run(self._context, agent_id, fence, progress)
         try:
@@ -182,7 +184,7 @@ class _Run:
 class _Events:
     """Removes a prefix of the log, in steps: pages are read until there is enough to drop, and then dropped."""
 
-    def __init__(self, run: _Run, wanted: Wanted) -> None:
+    def __init__(self, run: _Run, wanted: PruneArguments) -> None:
         self._run = run
         self._wanted = wanted
         self._pace = Pace()
@@ -225,7 +227,7 @@ class _Events:
         if self._kept not in (None, last.offset):
             gone.append(-1)  # the event that an earlier step kept
         if gone:
-            if not await run.commit(drop_events=drop, docs=(Pruned(self._first, last.offset).write,)):
+            if not await run.commit(drop_events=drop, docs=(PruneMark(self._first, last.offset).write,)):
                 return False
             run.count("events", len(gone))
         self._kept = last.offset if last.offset in offsets or self._kept == last.offset else None
@@ -266,9 +268,9 @@ class _Events:
         return event.bookmark.timestamp < time
 
 
-async def _readable_mark(run: _Run) -> Pruned | None:
+async def _readable_mark(run: _Run) -> PruneMark | None:
     """The mark of earlier prunes; a damaged one is replaced by this prune."""
     try:
-        return await Pruned.of(run.engine, run.agent_id)
+        return await PruneMark.of(run.engine, run.agent_id)
     except CorruptRecordError:
         return None

@@ -10,7 +10,7 @@ from msgspec.structs import asdict, replace
 from kode_core.batch import AgentSummary, Applied, Fence, Info, SessionRow
 from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError
 from kode_core.jsonvalue import type_name
-from kode_core.metadata import mapping_of
+from kode_core.metadata import elements_of, mapping_of
 from kode_core.model import AgentInfo
 from kode_core.pace import Pace
 from kode_core.query import Session
@@ -89,12 +89,11 @@ class Sessions:
 
 def _checked(metadata: object, remove: object) -> tuple[dict[str, Any], frozenset[str]]:
     changes = mapping_of(metadata, "metadata")
-    if isinstance(remove, str) or not isinstance(remove, (list, tuple, set, frozenset)):
-        raise InvalidArgumentError(f"remove must be a list of keys, got {type_name(type(remove))}")
-    for key in remove:
+    gone = elements_of(remove, "remove", "a list of keys", (list, tuple, set, frozenset))
+    for key in gone:
         if type(key) is not str:
             raise InvalidArgumentError(f"remove must be a list of str, got {type_name(type(key))} in it")
-    both = sorted(set(remove) & set(changes))
+    both = sorted(set(gone) & set(changes))
     if both:
         raise InvalidArgumentError(f"metadata sets the key {both[0]!r:.80} and remove removes it: do one of the two")
-    return changes, frozenset(remove)
+    return changes, frozenset(gone)

@@ -38,7 +38,7 @@ class FencedWrite(NamedTuple):
         return await getattr(store, self.method)(agent_id, **self.arguments, **fence)
 
 
-_KEPT: Final = ("keep_snapshots", "keep_windows", "keep_compressions", "keep_recovered_files")
+_KEPT: Final = ("keep_snapshots", "keep_history_windows", "keep_compression_records", "keep_recovered_files")
 _VALUES: Final[Mapping[str, Callable[[str, int], Any]]] = {
     "append": lambda agent_id, mark: samples.messages(2, mark),
     "messages": lambda agent_id, mark: samples.messages(2, mark),

@@ -48,15 +48,15 @@ _KINDS: Final = (
         newest_first=True,
     ),
     _Kept(
-        "keep_windows",
-        "windows",
+        "keep_history_windows",
+        "history_windows",
         samples.window,
         lambda store, agent, one: store.save_history_window(agent, one),
         lambda store, agent: store.load_history_windows(agent),
     ),
     _Kept(
-        "keep_compressions",
-        "compressions",
+        "keep_compression_records",
+        "compression_records",
         samples.compression,
         lambda store, agent, one: store.save_compression_record(agent, one),
         lambda store, agent: store.load_compression_records(agent),
@@ -76,7 +76,7 @@ async def _offsets(store: ExtendedStore, agent: str = "a") -> list[int]:
 
 
 def _counts(result: Any) -> dict[str, int]:
-    names = ("events", "snapshots", "windows", "compressions", "recovered_files")
+    names = ("events", "snapshots", "history_windows", "compression_records", "recovered_files")
     return {name: number for name in names if (number := getattr(result, name))}
 
 
@@ -87,7 +87,7 @@ async def a_prune_of_nothing_is_refused(ctx: Context) -> None:
     before = await portrait(ctx.store, "a")
     store: Any = ctx.store
     wrong: list[dict[str, Any]] = [{}, {"progress": print}]
-    for name in ("keep_snapshots", "keep_windows", "keep_compressions", "keep_recovered_files"):
+    for name in ("keep_snapshots", "keep_history_windows", "keep_compression_records", "keep_recovered_files"):
         wrong += [{name: value} for value in (-1, True, 1.0, "1", [1])]
     wrong += [{"events_before_offset": value} for value in (-1, True, 1.5, "9")]
     wrong += [{"events_before": value} for value in (datetime(2020, 1, 1), "30d", 1.5, True)]
@@ -140,12 +140,12 @@ async def all_kinds_are_pruned_at_once(ctx: Context) -> None:
     result = await ctx.store.prune(
         "a",
         keep_snapshots=10,
-        keep_windows=20,
-        keep_compressions=30,
+        keep_history_windows=20,
+        keep_compression_records=30,
         keep_recovered_files=40,
         progress=lambda done, total: steps.append(done),
     )
-    wanted = {"snapshots": 440, "windows": 430, "compressions": 420, "recovered_files": 410}
+    wanted = {"snapshots": 440, "history_windows": 430, "compression_records": 420, "recovered_files": 410}
     ctx.equal(_counts(result), wanted, "the counts")
     ctx.equal((steps == sorted(steps), steps[-1:]), (True, [1700]), f"the progress {steps}")
     found = [len(await kind.load(ctx.store, "a")) for kind in _KINDS]

@@ -44,10 +44,10 @@ class Object(NamedTuple):
     has_documents: bool = False
 
 
-async def _or_refused(call: Awaitable[Any]) -> Any:
-    """The answer of a call, or the version that it was refused for."""
+async def _or_refused(call: Callable[[], Awaitable[Any]]) -> Any:
+    """The answer of a call, or the version that it was refused for. A client that is cancelled first never calls."""
     try:
-        return await call
+        return await call()
     except ConflictError as exc:
         return [_REFUSED, exc.version]
     except (AgentNotFoundError, InvalidArgumentError):
@@ -86,11 +86,11 @@ async def _pop(store: ExtendedStore, agent_id: str, arg: Any) -> list[int]:
 
 
 async def _replace(store: ExtendedStore, agent_id: str, arg: Any) -> Any:
-    return await _or_refused(store.replace_message(agent_id, arg[0], _texts([arg[1]])[0]))
+    return await _or_refused(lambda: store.replace_message(agent_id, arg[0], _texts([arg[1]])[0]))
 
 
 async def _fork(store: ExtendedStore, agent_id: str, arg: Any) -> Any:
-    fork_id = await _or_refused(store.fork(agent_id, length=arg[0]))
+    fork_id = await _or_refused(lambda: store.fork(agent_id, length=arg[0]))
     return await _numbers(store, fork_id) if fork_id != _REFUSED else _REFUSED
 
 
@@ -141,12 +141,16 @@ async def _read_info(store: ExtendedStore, agent_id: str, _: Any) -> Any:
     return None if session is None else [dict(sorted(session.metadata.items())), session.version]
 
 
+async def _demand_info(store: ExtendedStore, agent_id: str, arg: Any) -> Any:
+    return await _or_refused(lambda: store.save_info(agent_id, _info(agent_id, {"n": arg[0]}), expect=arg[1]))
+
+
 async def _update(store: ExtendedStore, agent_id: str, arg: Any) -> Any:
     key, number = _KEYS[arg[0]], arg[1]
     if number % 5 == 0:
-        got = await _or_refused(store.update_info(agent_id, {}, remove=[key]))
+        got = await _or_refused(lambda: store.update_info(agent_id, {}, remove=[key]))
     else:
-        got = await _or_refused(store.update_info(agent_id, {key: number}))
+        got = await _or_refused(lambda: store.update_info(agent_id, {key: number}))
     return got if got == _REFUSED else dict(sorted(got.metadata.items()))
 
 
@@ -183,9 +187,9 @@ def _of_info(state: Any, call: Call) -> Iterable[Any]:
 _INFO: Final = Object(
     ((), None),
     {
-        "create": (3, _number, lambda s, a, n: _or_refused(s.create_agent(a, _info(a, {"n": n})))),
+        "create": (3, _number, lambda s, a, n: _or_refused(lambda: s.create_agent(a, _info(a, {"n": n})))),
         "save": (2, _number, lambda s, a, n: s.save_info(a, _info(a, {"n": n}))),
-        "demand": (6, _seen, lambda s, a, arg: _or_refused(s.save_info(a, _info(a, {"n": arg[0]}), expect=arg[1]))),
+        "demand": (6, _seen, _demand_info),
         "update": (6, _upto(2), _update),
         "read": (6, _nothing, _read_info),
     },
@@ -225,10 +229,10 @@ _DOCUMENT: Final = Object(
     (None, ABSENT),
     {
         "put": (3, _number, lambda s, a, n: s.put_document(a, "c", "k", n)),
-        "insert": (5, _number, lambda s, a, n: _or_refused(s.put_document(a, "c", "k", n, expect=ABSENT))),
-        "demand": (6, _seen, lambda s, a, arg: _or_refused(s.put_document(a, "c", "k", arg[0], expect=arg[1]))),
+        "insert": (5, _number, lambda s, a, n: _or_refused(lambda: s.put_document(a, "c", "k", n, expect=ABSENT))),
+        "demand": (6, _seen, lambda s, a, arg: _or_refused(lambda: s.put_document(a, "c", "k", arg[0], expect=arg[1]))),
         "delete": (2, _nothing, lambda s, a, _: s.delete_document(a, "c", "k")),
-        "remove": (2, _seen, lambda s, a, arg: _or_refused(s.delete_document(a, "c", "k", expect=arg[1]))),
+        "remove": (2, _seen, lambda s, a, arg: _or_refused(lambda: s.delete_document(a, "c", "k", expect=arg[1]))),
         "read": (6, _nothing, _read_document),
     },
     _of_document,
@@ -246,7 +250,7 @@ async def _read_one(store: ExtendedStore, agent_id: str, arg: Any) -> Any:
 
 async def _turn(store: ExtendedStore, agent_id: str, arg: Any) -> Any:
     document = PutDocument("c", "k", arg[0], arg[1])
-    found = await _or_refused(store.save_turn(agent_id, append=_texts([arg[0]]), documents=[document]))
+    found = await _or_refused(lambda: store.save_turn(agent_id, append=_texts([arg[0]]), documents=[document]))
     return found if isinstance(found, list) and found[:1] == [_REFUSED] else None
 
 

@@ -82,7 +82,9 @@ async def _progress(ctx: Context) -> object:
     await _snapshots(ctx.store)
     await ctx.store.save_history_window("a", samples.window())
     steps: list[int] = []
-    await ctx.store.prune("a", keep_snapshots=0, keep_windows=0, progress=lambda done, total: steps.append(done))
+    await ctx.store.prune(
+        "a", keep_snapshots=0, keep_history_windows=0, progress=lambda done, total: steps.append(done)
+    )
     return steps
 
 
@@ -97,7 +99,7 @@ class CountsEachKindAnew(EngineStore):
         results = []
         for name, value in kinds.items():
             results.append(await super().prune(agent_id, progress=progress, **{name: value}))
-        names = ("events", "snapshots", "windows", "compressions", "recovered_files")
+        names = ("events", "snapshots", "history_windows", "compression_records", "recovered_files")
         return PruneResult(**{name: sum(getattr(result, name) for result in results) for name in names})
 
 

@@ -76,10 +76,7 @@ class JsonFilesEngine:
     """
 
     name = "json"
-    keeps_documents = True
-    drops_events = True
-    finds_any_of = True
-    can_count = True
+    keeps_documents = drops_events = finds_any_of = can_count = True
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder

@@ -55,7 +55,6 @@ class RecordEngine:
     """
 
     keeps_documents = True
-    finds_any_of = True
 
     def __init__(self, store: RecordStore, *, idle_poll_ms: int | None = None) -> None:
         self.store = store
@@ -73,6 +72,11 @@ class RecordEngine:
 
     def __repr__(self) -> str:
         return repr(self.store)
+
+    @property
+    def finds_any_of(self) -> bool:
+        """Whether the queries of the store take several values for a filter."""
+        return bool(getattr(self.store, "finds_any_of", False))
 
     @property
     def drops_events(self) -> bool:

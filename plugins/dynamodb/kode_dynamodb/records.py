@@ -103,6 +103,7 @@ class DynamoRecords:
     """
 
     name = "dynamodb"
+    finds_any_of = True
     inline_bytes = _INLINE_BYTES
     part_bytes = _PART_BYTES
 

@@ -63,6 +63,7 @@ class MongoRecords:
     """See :class:`kode_core.engines.record.store.RecordStore`."""
 
     name = "mongo"
+    finds_any_of = True
     inline_bytes = _INLINE_BYTES
     part_bytes = _PART_BYTES
     swap_items = 0

@@ -15,13 +15,13 @@ from kode_core.codec import Body, digest
 from kode_core.engine import Engine, drops_events
 from kode_core.errors import CorruptRecordError, StoreBusyError
 
-__all__ = ["Pruned", "has_event", "is_pruned"]
+__all__ = ["PruneMark", "has_event", "is_pruned"]
 
 _KEY: Final = "pruned"
 _ATTEMPTS: Final = 20
 
 
-class Pruned(NamedTuple):
+class PruneMark(NamedTuple):
     """The mark.
 
     Attributes:
@@ -39,7 +39,7 @@ class Pruned(NamedTuple):
         return DocWrite(DocKind.LAYER, _KEY, Doc(_KEY, 0, Body(text, digest(text.encode()))))
 
     @classmethod
-    async def of(cls, engine: Engine, agent_id: str) -> Pruned | None:
+    async def of(cls, engine: Engine, agent_id: str) -> PruneMark | None:
         """The mark of the present agent; None if nothing was pruned.
 
         The mark and its event are read one after the other. If the event is gone, another prune may have replaced both
@@ -61,7 +61,7 @@ class Pruned(NamedTuple):
         raise StoreBusyError(f"agent {agent_id!r}: other calls kept removing its events")
 
     @classmethod
-    async def _stored(cls, engine: Engine, agent_id: str) -> Pruned | None:
+    async def _stored(cls, engine: Engine, agent_id: str) -> PruneMark | None:
         for doc in await engine.docs(agent_id, DocKind.LAYER, _KEY):
             first, _, keep = doc.body.text.partition(" ")
             is_whole = digest(doc.body.text.encode()) == doc.body.digest
@@ -79,5 +79,5 @@ async def has_event(engine: Engine, agent_id: str, offset: int) -> bool:
 
 async def is_pruned(engine: Engine, agent_id: str, offset: int) -> bool:
     """Whether an event that is gone was pruned, and its agent is still there."""
-    mark = await Pruned.of(engine, agent_id)
+    mark = await PruneMark.of(engine, agent_id)
     return mark is not None and mark.first <= offset
