@@ -85,6 +85,7 @@ async def a_prune_of_nothing_is_refused(ctx: Context) -> None:
     """prune refuses a call that names nothing, and numbers that are none, and removes nothing."""
     await fill(ctx.store, "a")
     before = await portrait(ctx.store, "a")
+    ctx.true(any(before.values()), "an agent must have records before they can stay")
     store: Any = ctx.store
     wrong: list[dict[str, Any]] = [{}, {"progress": print}]
     for name in ("keep_snapshots", "keep_history_windows", "keep_compression_records", "keep_recovered_files"):
@@ -113,6 +114,7 @@ async def the_newest_of_each_kind_stay(ctx: Context) -> None:
             for i, time in enumerate(times):
                 await kind.save(ctx.store, agent, kind.make(f"k{(i * 5) % 8}", samples.T0 + time))
             before, found = await portrait(other, agent), await kind.load(other, agent)
+            ctx.true(len(found) >= len(times), f"{kind.counted} before the prune: {len(found)}")
             version, session = await other.load_version(agent), await other.load_session(agent)
             arguments: dict[str, Any] = {kind.argument: number}
             result = await ctx.store.prune(agent, **arguments)

@@ -166,7 +166,7 @@ class HasSlots(Wrapper):
     __slots__ = ()
 
 
-class _Offsets(Layer):
+class Offsets(Layer):
     """Gives events other offsets than the engine inside."""
 
     factor = 1
@@ -178,8 +178,15 @@ class _Offsets(Layer):
     def inner_of(self, offset: int) -> int:
         return (offset - self.start) // self.factor
 
+    def inner_drop(self, batch: Batch) -> Batch:
+        drop = batch.drop_events
+        if drop is None:
+            return batch
+        before = -(-(drop.before - self.start) // self.factor)
+        return replace(batch, drop_events=replace(drop, before=before, keep=self.inner_of(drop.keep)))
+
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
-        found = await super().commit(batches)
+        found = await super().commit([self.inner_drop(batch) for batch in batches])
         return [replace(o, offsets=tuple(map(self.outer, o.offsets))) if isinstance(o, Applied) else o for o in found]
 
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
@@ -193,14 +200,14 @@ class _Offsets(Layer):
 
 
 @angel(OnMemory)
-class OffsetsWithGaps(_Offsets):
+class OffsetsWithGaps(Offsets):
     """Gives every tenth offset."""
 
     factor = 10
 
 
 @angel(OnMemory)
-class OffsetsStartHigh(_Offsets):
+class OffsetsStartHigh(Offsets):
     """Starts its offsets beyond 2**53."""
 
     start = 2**53 + 1

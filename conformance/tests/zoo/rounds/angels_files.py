@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
-from msgspec.structs import replace
-
-from conformance.tests.zoo.angels import angel
+from conformance.tests.zoo.angels import Offsets, angel
 from conformance.tests.zoo.base import OnMemory
-from kode_core.batch import Applied, Batch, EventRange, EventRow, Outcome
-from kode_core.layers import Layer
 from kode_core.query import make_cursor, message_query, session_query, tool_call_query
 from kode_core.store import EngineStore
 
-_STEP: Final = 2**20
-
 
 @angel(OnMemory)
-class OffsetsAreFarApart(Layer):
+class OffsetsAreFarApart(Offsets):
     """Gives offsets that are a million apart, as a log does that has the segment in the upper bits of an offset."""
 
     # EVT-2: an offset grows and never comes again, and "there may be gaps"; nothing says that the first one is 1, nor
     # that there are events at offset + 1. Any integer may be given as after_offset, also one between two offsets.
 
-    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
-        return [
-            replace(outcome, offsets=tuple(offset * _STEP for offset in outcome.offsets))
-            if isinstance(outcome, Applied)
-            else outcome
-            for outcome in await super().commit(batches)
-        ]
-
-    async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
-        if span.after is not None:
-            span = replace(span, after=(span.after[0], span.after[1] // _STEP))
-        return [replace(row, offset=row.offset * _STEP) for row in await super().events(agent_id, span)]
-
-    async def last_event(self, agent_id: str) -> EventRow | None:
-        row = await super().last_event(agent_id)
-        return None if row is None else replace(row, offset=row.offset * _STEP)
+    factor = 2**20
 
 
 @angel(OnMemory)

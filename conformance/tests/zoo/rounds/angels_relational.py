@@ -9,42 +9,21 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from conformance.tests.zoo.angels import angel
+from conformance.tests.zoo.angels import Offsets, angel
 from conformance.tests.zoo.base import OnMemory, Wrapper
-from kode_core.batch import Applied, EventRange, Fence
+from kode_core.batch import Fence
 from kode_core.layers import Layer
-
-_STEP = 7
-_START = 3
-
-
-def _shown(offset: int) -> int:
-    return offset * _STEP + _START
 
 
 @angel(OnMemory)
-class StepsOffsetsAsAGaleraNode(Layer):
+class StepsOffsetsAsAGaleraNode(Offsets):
     """Gives offsets in steps of seven and beginning at ten, as MySQL does with auto_increment_increment=7 and
     auto_increment_offset=3 on a node of a cluster."""
 
     # EVT-2: an offset grows in the order of commit and never comes again; "there may be gaps".
 
-    async def commit(self, batches: Sequence[Any]) -> Any:
-        outcomes = await super().commit(batches)
-        return [
-            replace(outcome, offsets=tuple(map(_shown, outcome.offsets))) if isinstance(outcome, Applied) else outcome
-            for outcome in outcomes
-        ]
-
-    async def events(self, agent_id: str, span: EventRange) -> Any:
-        if span.after is not None:
-            seq, offset = span.after
-            span = replace(span, after=(seq, (offset - _START) // _STEP))
-        return [replace(row, offset=_shown(row.offset)) for row in await super().events(agent_id, span)]
-
-    async def last_event(self, agent_id: str) -> Any:
-        row = await super().last_event(agent_id)
-        return None if row is None else replace(row, offset=_shown(row.offset))
+    factor = 7
+    start = 3
 
 
 _JUMP = 1000
