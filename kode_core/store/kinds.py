@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from kode_core.batch import Doc, DocKind, DocWrite
+from kode_core.errors import KodeError
 from kode_core.ids import check_key
-from kode_core.jsonvalue import encode_json
+from kode_core.jsonvalue import decode_json, encode_json
 from kode_core.large import write_body, write_list_of
 from kode_core.model import (
     CompressionRecord,
@@ -52,14 +53,32 @@ def _single_of_keys(records: Sequence[MediaCacheRecord], noun: str) -> str:
     return ""
 
 
+def _by_time(doc: Doc) -> tuple[Any, ...]:
+    return doc.time, doc.key
+
+
+def _newest_first(doc: Doc) -> tuple[Any, ...]:
+    return -doc.time, doc.key
+
+
+def _by_time_and_path(doc: Doc) -> tuple[Any, ...]:
+    """The key of a recovered file is the JSON of its path and timestamp."""
+    try:
+        found = decode_json(doc.key)
+    except (ValueError, KodeError):
+        found = None
+    path = found[0] if isinstance(found, list) and found and isinstance(found[0], str) else doc.key
+    return doc.time, path, doc.key
+
+
 class Kind(NamedTuple, Generic[R]):
     """A kind of document.
 
     Attributes:
         noun: the record's name in errors.
         key: (record, noun) -> the checked key of its document.
-        time: the field of the time by which documents are loaded, and then by key; empty where an agent has only one.
-        order: the key for sorting the loaded records, where that is another order.
+        time: the field of the time that documents are stored with; empty where an agent has only one.
+        order: the key for sorting the documents in the order of their load.
         is_list: a document has a list of records.
         in_files: in the hybrid layout it is in files.
     """
@@ -69,9 +88,14 @@ class Kind(NamedTuple, Generic[R]):
     noun: str
     key: Callable[[Any, str], str] = _single
     time: str = ""
-    order: Callable[[R], Any] | None = None
+    order: Callable[[Doc], tuple[Any, ...]] = _by_time
     is_list: bool = False
     in_files: bool = False
+
+    @property
+    def is_newest_first(self) -> bool:
+        """Whether a load begins with the newest document."""
+        return self.order is _newest_first
 
     async def write(self, given: Any) -> DocWrite:
         """The document of a record, or of a list of records, which is checked."""
@@ -109,12 +133,10 @@ RECOVERED: Final = Kind(
     "recovered file",
     _by_path,
     "timestamp",
-    order=lambda file: (file.timestamp, file.path),
+    order=_by_time_and_path,
     in_files=True,
 )
-SNAPSHOTS: Final = Kind(
-    DocKind.SNAPSHOTS, Snapshot, "snapshot", _by_id, "created_at", order=lambda snapshot: -snapshot.created_at
-)
+SNAPSHOTS: Final = Kind(DocKind.SNAPSHOTS, Snapshot, "snapshot", _by_id, "created_at", order=_newest_first)
 MEDIA: Final = Kind(DocKind.MEDIA, MediaCacheRecord, "media cache", _single_of_keys, is_list=True, in_files=True)
 
 KINDS: Final[tuple[Kind[Any], ...]] = (TODOS, WINDOWS, COMPRESSIONS, RECOVERED, SNAPSHOTS, MEDIA)

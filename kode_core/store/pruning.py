@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -10,13 +10,13 @@ import msgspec
 from kode_core.authoring.parallel import each
 from kode_core.batch import Applied, Doc, DocKind, DocWrite, EventDrop, EventRange, EventRow, Fence
 from kode_core.engine import Progress, check_drops
-from kode_core.errors import CorruptRecordError, InvalidArgumentError, KodeError, StoreBusyError
-from kode_core.jsonvalue import decode_json
+from kode_core.errors import CorruptRecordError, InvalidArgumentError, StoreBusyError
 from kode_core.pace import Pace
 from kode_core.query import time_ms
 from kode_core.report import PruneResult
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender, limit_after, stored_event
+from kode_core.store.kinds import COMPRESSIONS, RECOVERED, SNAPSHOTS, WINDOWS, Kind
 from kode_core.store.methods import METHODS
 from kode_core.store.pages import FIRST_PAGE
 from kode_core.store.parts import checked_number
@@ -30,7 +30,6 @@ _EVENTS_AT_ONCE: Final = 1000
 _DOCS_AT_ONCE: Final = 200
 _ATTEMPTS: Final = 20
 
-Order = Callable[[Doc], tuple[Any, ...]]
 _State = tuple[int, bytes]
 
 
@@ -38,31 +37,13 @@ def _state(doc: Doc) -> _State:
     return doc.time, doc.body.digest
 
 
-def _by_time(doc: Doc) -> tuple[Any, ...]:
-    return doc.time, doc.key
-
-
-def _newest_first(doc: Doc) -> tuple[Any, ...]:
-    return -doc.time, doc.key
-
-
-def _by_path(doc: Doc) -> tuple[Any, ...]:
-    """The order of ``load_recovered_files``; the key is the JSON of path and timestamp."""
-    try:
-        found = decode_json(doc.key)
-    except (ValueError, KodeError):
-        found = None
-    path = found[0] if isinstance(found, list) and found and isinstance(found[0], str) else doc.key
-    return doc.time, path, doc.key
-
-
-_KINDS: Final[dict[str, tuple[DocKind, Order]]] = {
-    "snapshots": (DocKind.SNAPSHOTS, _newest_first),
-    "history_windows": (DocKind.WINDOWS, _by_time),
-    "compression_records": (DocKind.COMPRESSIONS, _by_time),
-    "recovered_files": (DocKind.RECOVERED, _by_path),
+_KINDS: Final[dict[str, Kind[Any]]] = {
+    "snapshots": SNAPSHOTS,
+    "history_windows": WINDOWS,
+    "compression_records": COMPRESSIONS,
+    "recovered_files": RECOVERED,
 }
-"""The kinds of which a prune keeps the newest ones, each with the order of its load."""
+"""The kinds of which a prune keeps the newest ones, by their names in ``PruneResult``."""
 
 
 class PruneArguments(msgspec.Struct, frozen=True):
@@ -156,13 +137,13 @@ class _Run:
 
     async def keep_last(self, name: str, number: int) -> None:
         """Remove all documents of a kind but the last *number*, the oldest first."""
-        kind, order = _KINDS[name]
-        docs = await self.steps(self.engine.docs, self.agent_id, kind)
-        found = [(doc.key, _state(doc)) for doc in sorted(docs, key=order, reverse=order is _newest_first)]
+        kind = _KINDS[name]
+        docs = await self.steps(self.engine.docs, self.agent_id, kind.kind)
+        found = [(doc.key, _state(doc)) for doc in sorted(docs, key=kind.order, reverse=kind.is_newest_first)]
         del docs
         old = found[: max(len(found) - number, 0)]
         for i in range(0, len(old), _DOCS_AT_ONCE):
-            gone = await self.steps(self._remove, kind, dict(old[i : i + _DOCS_AT_ONCE]))
+            gone = await self.steps(self._remove, kind.kind, dict(old[i : i + _DOCS_AT_ONCE]))
             self.count(name, gone)
 
     async def _remove(self, kind: DocKind, states: dict[str, _State]) -> int:

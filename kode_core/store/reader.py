@@ -106,9 +106,8 @@ class Reader:
 
     async def decoded_docs(self, agent_id: str, kind: Kind[R], docs: Sequence[Doc]) -> list[R]:
         """The records of documents that were read, in the order of the kind."""
-        docs, pace = sorted(docs, key=lambda doc: (doc.time, doc.key)), Pace()
-        found = [await decode_in_slices(kind.cls, doc.body, _label(agent_id, kind.kind, doc.key), pace) for doc in docs]
-        return found if kind.order is None else sorted(found, key=kind.order)
+        docs, pace = sorted(docs, key=kind.order), Pace()
+        return [await decode_in_slices(kind.cls, doc.body, _label(agent_id, kind.kind, doc.key), pace) for doc in docs]
 
     async def load_doc(self, agent_id: str, kind: Kind[R], key: str = "") -> R | None:
         """The record under a key."""
