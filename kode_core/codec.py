@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, Final, TypeVar, cast
@@ -16,12 +17,14 @@ import msgspec
 
 from kode_core.errors import CorruptRecordError, InvalidArgumentError, InvalidValueError
 from kode_core.jsonvalue import Problem, check_json, decode_json, dump, is_too_deep
-from kode_core.model import Json, Record, Timeline
+from kode_core.model import AgentInfo, Json, Record, Snapshot, Timeline
+from kode_core.model.base import time_of_iso
 from kode_core.shapes import read_list, read_struct, shape_of, write_list, write_struct
 
 __all__ = [
     "UNREADABLE",
     "Body",
+    "Unreadable",
     "decode",
     "decode_list",
     "decode_run",
@@ -30,6 +33,10 @@ __all__ = [
     "encode",
     "encode_list",
     "from_dict",
+    "is_intact",
+    "mismatch",
+    "refuse_unreadable",
+    "sealed_text",
     "to_dict",
 ]
 
@@ -51,9 +58,56 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return iter((self.text, self.digest))
 
 
+class Unreadable(Body, frozen=True, gc=False):
+    """The body of a record that a layer cannot read: the store reports the record with *problem*.
+
+    Its text is empty, and its digest, by which calls that look before they write name it, fits no empty text.
+    """
+
+    problem: str
+    error: type[CorruptRecordError] = CorruptRecordError
+
+
+def refuse_unreadable(body: Body, label: str) -> None:
+    """Raise the error of a body that a layer could not read."""
+    if isinstance(body, Unreadable):
+        raise body.error(label, body.problem)
+
+
 def digest(raw: bytes) -> bytes:
     """16 bytes that stand for *raw*, to find changes and to check that stored text is still the written text."""
     return blake2b(raw, digest_size=16).digest()
+
+
+_SEAL: Final = b'"kode:'
+_SEALED_FROM: Final = len(_SEAL) + 17
+
+
+def sealed_text(rest: str) -> str:
+    """The text that a layer stores instead of a record's own: JSON, with a checksum of *rest*.
+
+    The digest of such a body is the digest of the record, or hides it. Engines and layers that look for damage without
+    knowing the layer call :func:`is_intact`. *rest* is ASCII without quotes and backslashes.
+    """
+    return f'"kode:{_checksum(rest.encode())}:{rest}"'
+
+
+def _checksum(rest: bytes) -> str:
+    return urlsafe_b64encode(blake2b(rest, digest_size=12).digest()).decode()
+
+
+def is_intact(raw: bytes, found: bytes) -> bool:
+    """Whether stored text is the text that was written, whose body has the digest *found*."""
+    if raw.startswith(_SEAL) and raw.endswith(b'"'):
+        return raw[len(_SEAL) : _SEALED_FROM] == f"{_checksum(raw[_SEALED_FROM:-1])}:".encode()
+    return digest(raw) == found
+
+
+def mismatch(text: str) -> str:
+    """The problem of a stored text whose digest is another one."""
+    if text.startswith(_SEAL.decode()):
+        return "it is encrypted or compressed, and the store was opened without that layer"
+    return "the stored text does not match its checksum"
 
 
 def encode(cls: type[Record], record: Record, label: str) -> Body:
@@ -121,8 +175,9 @@ def decode_list(cls: type[R], body: Body, label: str) -> list[R]:
 
 
 def _decode(shape: type, read: Callable[[Any], Any], body: Body, label: str) -> Any:
+    refuse_unreadable(body, label)
     if digest(body.text.encode()) != body.digest:
-        raise CorruptRecordError(label, "the stored text does not match its checksum")
+        raise CorruptRecordError(label, mismatch(body.text))
     if shape is not Timeline:  # an event's fields are always spread
         try:
             return decoder_of(shape)(body.text)
@@ -148,14 +203,29 @@ def read_wire(read: Callable[[Any], Any], text: str, label: str) -> Any:
 def from_dict(cls: type[R], wire: Json, label: str = "") -> R:
     """A record from a dict in the KODE SDK's JSON shape; errors call it *label*, or the name of the class without one.
 
+    The SDK writes ``createdAt`` of an info and of a snapshot as an ISO text, which is read as milliseconds; a text
+    without a time zone is in UTC.
+
     Raises:
         InvalidValueError: the dict does not fit *cls*.
     """
     try:
         check_json(wire)
+        if cls in (AgentInfo, Snapshot):
+            wire = _dated(wire)
         return cast(R, read_struct(cls, wire))
     except Problem as problem:
         raise InvalidValueError(label or cls.__name__, f"${problem.path}", problem.what) from None
+
+
+def _dated(wire: Json) -> Json:
+    """The dict of an info or a snapshot, with the time that the SDK writes as a text."""
+    if type(wire) is not dict or type(text := wire.get("createdAt")) is not str:
+        return wire
+    try:
+        return {**wire, "createdAt": time_of_iso(text)}
+    except ValueError:
+        raise Problem("a time is milliseconds as int, or a text in ISO format", ".createdAt") from None
 
 
 def to_dict(record: Record) -> dict[str, Json]:

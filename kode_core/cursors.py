@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -14,7 +15,10 @@ from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id
 from kode_core.jsonvalue import decode_json, encode_json
 
-__all__ = ["is_agent_id", "is_int64", "make_cursor", "parse_cursor"]
+__all__ = ["SCOPE", "is_agent_id", "is_int64", "make_cursor", "parse_cursor"]
+
+SCOPE: Final[ContextVar[str | None]] = ContextVar("SCOPE", default=None)
+"""The tenant of the store whose call goes on in this context: cursors of one tenant are refused by others (SCOPE-4)."""
 
 _VERSION: Final = 1
 _NO_CURSOR: Final = "this is no cursor that a store gave: pass next_cursor of a page, unchanged"
@@ -34,7 +38,9 @@ def is_agent_id(part: Any) -> bool:
 
 
 def _hash(query: msgspec.Struct) -> str:
-    return blake2b(msgspec.json.encode(query), digest_size=6).hexdigest()
+    tenant = SCOPE.get()
+    key = b"" if tenant is None else blake2b(tenant.encode(), digest_size=32).digest()
+    return blake2b(msgspec.json.encode(query), digest_size=6, key=key).hexdigest()
 
 
 def make_cursor(query: msgspec.Struct, key: Sequence[Any]) -> str:
@@ -59,7 +65,8 @@ def parse_cursor(cursor: str, query: msgspec.Struct, parts: Sequence[Callable[[A
         raise InvalidArgumentError(_NO_CURSOR)
     if fields[1] != _hash(query):
         raise InvalidArgumentError(
-            "this cursor belongs to another query: one of another agent, with other filters or in another order"
+            "this cursor belongs to another query: one of another agent, with other filters in another order, or of"
+            " another tenant"
         )
     key = tuple(fields[2:])
     if not all(is_part(part) for part, is_part in zip(key, parts, strict=True)):

@@ -49,11 +49,18 @@ class _Value(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Doc(_Value, frozen=True):
-    """A document; ``time``, in milliseconds, orders the documents of one kind. For the core's it is a position."""
+    """A document; ``time``, in milliseconds, orders the documents of one kind. For the core's it is a position.
+
+    Attributes:
+        terms: the words by which a search over all agents finds the document, of 32 characters each, at most 15, and
+            none twice. Only writes of the kind ``DOCUMENTS`` have some, and only for an engine that
+            :func:`kode_core.tagged.finds_docs`. A put replaces them together with the body; reads may leave them out.
+    """
 
     key: str
     time: int
     body: Body
+    terms: tuple[str, ...] = ()
 
 
 ABSENT_DOC: Final = Body("", b"")
@@ -65,8 +72,8 @@ class DocWrite(_Value, frozen=True):
 
     Attributes:
         expect: precondition: the stored document has the digest of this body, or does not exist for ``ABSENT_DOC``;
-            None accepts any. It refers to the state before the batch. Only documents of the kind ``DOCUMENTS`` have
-            one.
+            None accepts any. It refers to the state before the batch. For an engine that does not
+            :func:`~kode_core.engine.checks_demands`, only documents of the kind ``DOCUMENTS`` have one.
         at: the index, from 0, of one of the messages that the batch appends. The document's time becomes the position
             of that message in the list; see :func:`placed_docs`. Only documents of the core have it.
     """

@@ -39,7 +39,6 @@ __all__ = [
     "CALLER",
     "Caller",
     "Connects",
-    "Counts",
     "Engine",
     "Medium",
     "Notifies",
@@ -47,15 +46,15 @@ __all__ = [
     "RangesDocs",
     "Repairs",
     "Watch",
-    "can_count",
     "check_any_of",
     "check_documents",
     "check_drops",
+    "checks_demands",
     "connection_use",
-    "count",
     "docs_in",
     "drops_events",
     "finds_any_of",
+    "finds_within",
     "idle_poll_ms",
     "keeps_documents",
     "repair",
@@ -353,39 +352,26 @@ def check_drops(engine: Engine) -> None:
         raise UnsupportedError(f"the backend {engine.name} cannot remove a part of an agent's events")
 
 
+def checks_demands(engine: Engine) -> bool:
+    """Whether *engine* checks ``Batch.expect_nothing``, and ``DocWrite.expect`` for documents of every kind.
+
+    Its optional attribute of this name says so. It checks them in the same atomic step as the write, and refuses the
+    batch by ``contents`` or ``docs``. A layer says what the engine inside it says.
+    """
+    return bool(getattr(engine, "checks_demands", False))
+
+
 def finds_any_of(engine: Engine) -> bool:
     """Whether *engine* takes filters with several values; its optional attribute of this name says so."""
     return bool(getattr(engine, "finds_any_of", False))
+
+
+def finds_within(engine: Engine) -> bool:
+    """Whether *engine* takes queries of a range of agents (``Within``); its optional attribute of this name says so."""
+    return bool(getattr(engine, "finds_within", False))
 
 
 def check_any_of(engine: Engine, query: SessionQuery | RowQuery) -> None:
     """Raise UnsupportedError if a filter of *query* lists several values, and *engine* does not know such filters."""
     if lists_values(query) and not finds_any_of(engine):
         raise UnsupportedError(f"the backend {engine.name} takes one value for each filter; query each value by itself")
-
-
-class Counts(Protocol):
-    """An optional interface of an engine: it counts records without returning them.
-
-    Without it, the store reads page after page, and counts the records.
-    """
-
-    can_count: bool
-    """True; a layer that changes the results of queries says False, unless it counts what it would find."""
-
-    async def count(self, query: SessionQuery | RowQuery) -> int:
-        """The number of records that match, at one instant. The query's order, limit, offset and ``after`` are ignored.
-
-        Only the values that records are found by are read, and as few as an index allows.
-        """
-        ...
-
-
-def can_count(engine: Engine) -> bool:
-    """Whether *engine* has the interface :class:`Counts`."""
-    return bool(getattr(engine, "can_count", False))
-
-
-async def count(engine: Engine, query: SessionQuery | RowQuery) -> int:
-    """The number of records that match, of an engine that :func:`can_count`."""
-    return await cast(Counts, engine).count(query)

@@ -14,6 +14,7 @@
     ├── InvalidArgumentError (ValueError)    an id, filter, limit, record type … of a call
     │   ├── InvalidValueError                a value that JSON cannot carry exactly
     │   └── PayloadTooLargeError             larger than the backend can hold
+    ├── ArchiveError (ValueError)            a file of exported agents is damaged or cut short
     ├── AgentNotFoundError (LookupError)
     │   └── AgentDeletedError                it was deleted while its events were followed
     ├── ConflictError                        the agent has changed; nothing was written
@@ -30,6 +31,7 @@
         ├── StoreReadOnlyError (OSError)
         ├── OutcomeUnknownError              it may have been written, or not
         ├── CorruptRecordError               stored bytes are not what was written
+        │   └── DecryptionError              its key is missing, or it was changed or moved
         └── SchemaVersionError               written by a newer version
 
 Each carries what a program needs to react: ``retry`` says whether the same call may be tried again.
@@ -46,6 +48,7 @@ __all__ = [
     "AgentDeletedError",
     "AgentNotFoundError",
     "AmbiguousBackendError",
+    "ArchiveError",
     "BackendImportError",
     "ConfigurationError",
     "ConflictError",
@@ -110,7 +113,8 @@ class UnknownBackendError(PluginError):
     """No installed distribution provides a backend of that name.
 
     Attributes:
-        without_name: the same message without the name, which in a malformed URL may be a part of a secret.
+        without_name: the end of the message, behind the name, which in a malformed URL may be a part of a secret; the
+            whole message if it has no such name.
     """
 
     def __init__(self, problem: str, without_name: str = "") -> None:
@@ -146,7 +150,7 @@ class ForeignStoreError(ConfigurationError):
     def __init__(self, place: str, backend: str) -> None:
         super().__init__(
             f"{place} was written by the KODE SDK for TypeScript, whose format is another one; it was left as it is: "
-            f"open a {backend} store at a new place. A coming version brings the data over with: "
+            f"open a {backend} store at a new place, and bring the data over with: "
             f"kode import --from kode-sdk {place} --store …"
         )
         self.place = place
@@ -168,6 +172,25 @@ class InvalidValueError(InvalidArgumentError):
         super().__init__(f"{record}: {path}: {problem}")
         self.record = record
         self.path = path
+
+
+class ArchiveError(KodeError, ValueError):
+    """An archive of agents is damaged, cut short, or of a format that this version does not read.
+
+    Agents before the line that is wrong may have been imported; nothing of the agent to which the line belongs was.
+
+    Attributes:
+        line: the number of the line that is wrong, from 1.
+        problem: the fault of the line.
+        brought: the number of agents that were read whole before it, and imported, known or refused.
+    """
+
+    def __init__(self, line: int, problem: str, brought: int | None = None) -> None:
+        done = "" if brought is None else f"; the {brought:,} agents before it are done" if brought else ""
+        super().__init__(f"line {line:,} of the archive: {problem}{done}")
+        self.line = line
+        self.problem = problem
+        self.brought = brought or 0
 
 
 class PayloadTooLargeError(InvalidArgumentError):
@@ -300,6 +323,13 @@ class CorruptRecordError(StorageError):
     def __init__(self, record: str, problem: str) -> None:
         super().__init__(f"{record}: {problem}")
         self.record = record
+
+
+class DecryptionError(CorruptRecordError):
+    """A record that cannot be decrypted: its key is missing or another one, it was changed, or moved from elsewhere.
+
+    Records that are stored as plain text, where plain text is refused, raise it, too.
+    """
 
 
 class SchemaVersionError(StorageError):

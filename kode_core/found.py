@@ -8,8 +8,9 @@ from typing import Generic, TypeVar
 import msgspec
 
 from kode_core.codec import Body
+from kode_core.docs import Doc
 
-__all__ = ["EngineIssue", "Found", "SessionRow", "Totals"]
+__all__ = ["DocQuery", "EngineIssue", "Found", "FoundDoc", "SessionRow", "Totals"]
 
 T = TypeVar("T")
 
@@ -26,6 +27,32 @@ class SessionRow(_Value, frozen=True):
     created_at: int
     updated_at: int
     message_count: int
+
+
+class DocQuery(_Value, frozen=True, kw_only=True):
+    """Documents of the kind ``DOCUMENTS`` to find, in the order of (agent_id, key), or in reverse.
+
+    Attributes:
+        terms: the document has one of these, of which there are 1 to 100. No document has two of them.
+        agent_id: only documents of this agent.
+        after: (agent_id, key) of the last document on the page before.
+        limit: the greatest number of documents.
+        bodies: False to leave out the texts; the digests are always there.
+    """
+
+    terms: tuple[str, ...]
+    agent_id: str | None = None
+    descending: bool = False
+    after: tuple[str, str] | None = None
+    limit: int
+    bodies: bool = True
+
+
+class FoundDoc(_Value, frozen=True):
+    """A document that a query found."""
+
+    agent_id: str
+    doc: Doc
 
 
 class Found(list[T], Generic[T]):
@@ -47,6 +74,8 @@ class Totals(_Value, frozen=True, kw_only=True):
         size_bytes: None if the engine cannot tell.
         is_used: True if anything at all is stored, even an event of an agent without info; documents that layers keep
             for themselves do not count.
+        texts_waiting: how many messages an index of texts does not have yet; None without such an index.
+        texts_of_deleted: True if the index may still have parts of deleted messages, until it is rebuilt.
     """
 
     agents: int = 0
@@ -54,6 +83,8 @@ class Totals(_Value, frozen=True, kw_only=True):
     tool_calls: int = 0
     size_bytes: int | None = None
     is_used: bool = False
+    texts_waiting: int | None = None
+    texts_of_deleted: bool = False
 
 
 class EngineIssue(_Value, frozen=True):

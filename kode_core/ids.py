@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import now_ms
@@ -19,12 +19,14 @@ __all__ = [
     "MAX_AGENT_ID_BYTES",
     "MAX_COLLECTION_LENGTH",
     "MAX_DOCUMENT_KEY_BYTES",
+    "MAX_FULL_ID_BYTES",
     "MAX_KEY_BYTES",
     "check_agent_id",
     "check_collection",
     "check_document_key",
     "check_key",
     "index_text",
+    "is_full_id",
     "is_shortened",
     "nearest",
     "new_agent_id",
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 MAX_AGENT_ID_BYTES: Final = 256
+MAX_FULL_ID_BYTES: Final = 300
+"""The most bytes of an id with the prefix of a tenant, as the whole store has it; engines take as many."""
 MAX_KEY_BYTES: Final = 4096
 MAX_DOCUMENT_KEY_BYTES: Final = 400
 MAX_COLLECTION_LENGTH: Final = 64
@@ -47,6 +51,7 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _ESCAPES: Final = {char: f"\\{ord(char):04x}" for char in "\\\0\n"}  # the backslash first: the other escapes contain it
 _SURROGATE_ESCAPES: Final = {code: f"\\{code:04x}" for code in range(0xD800, 0xE000)}
 _COLLECTION: Final = re.compile(f"[{COLLECTION_CHARACTERS}]{{1,{MAX_COLLECTION_LENGTH}}}")
+_OF_TENANT: Final = re.compile("@[A-Za-z0-9._~%-]{1,128}/.", re.DOTALL)
 _LONG: Final = 10**20
 _MAX_INDEXED_BYTES: Final = 1024
 _SHOWN: Final = 200
@@ -66,8 +71,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def check_agent_id(agent_id: str) -> str:
-    """Return *agent_id* if it may name an agent (ID-1), else raise InvalidArgumentError."""
-    return _check(agent_id, "agent_id", MAX_AGENT_ID_BYTES)
+    """Return *agent_id* if it may name an agent (ID-1, SCOPE-3), else raise InvalidArgumentError."""
+    is_full = type(agent_id) is str and is_full_id(agent_id)
+    return _check(agent_id, "agent_id", MAX_FULL_ID_BYTES if is_full else MAX_AGENT_ID_BYTES)
+
+
+def is_full_id(agent_id: str) -> bool:
+    """True if an id begins with the prefix of a tenant, as ids of tenants do in the whole store (SCOPE-3)."""
+    return agent_id.startswith("@") and _OF_TENANT.match(agent_id) is not None
 
 
 def check_key(key: str, what: str) -> str:
@@ -93,19 +104,24 @@ def check_document_key(key: str, what: str = "document key") -> str:
 
 
 def _check(name: str, what: str, limit: int) -> str:
-    if type(name) is not str:
-        raise InvalidArgumentError(f"{what} must be a str, got {type(name).__name__}")
-    if not name:
+    if not check_text(name, what, limit):
         raise InvalidArgumentError(f"{what} must not be empty")
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        raise InvalidArgumentError(f"{what} must not contain lone surrogates: {name!a:.80}") from None
-    if size > limit:
-        raise InvalidArgumentError(f"{what} must be at most {limit} bytes in UTF-8, got {size}: {name[:40]!r}…")
-    if "\0" in name:
-        raise InvalidArgumentError(f"{what} must not contain U+0000: {name!r:.80}")
     return name
+
+
+def check_text(text: Any, what: str, limit: int) -> str:
+    """Return *text* if it can be indexed everywhere and has at most *limit* bytes, else raise InvalidArgumentError."""
+    if type(text) is not str:
+        raise InvalidArgumentError(f"{what} must be a str, got {type(text).__name__}")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"{what} must not contain lone surrogates: {text!a:.80}") from None
+    if size > limit:
+        raise InvalidArgumentError(f"{what} must be at most {limit} bytes in UTF-8, got {size}: {text[:40]!r}…")
+    if "\0" in text:
+        raise InvalidArgumentError(f"{what} must not contain U+0000: {text!r:.80}")
+    return text
 
 
 def quoted(value: object) -> str:

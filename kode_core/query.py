@@ -18,18 +18,28 @@ from kode_core.errors import InvalidArgumentError
 from kode_core.ids import check_agent_id, index_text, nearest, quoted
 from kode_core.metadata import mapping_of, metadata_index
 from kode_core.model import Json
-from kode_core.model.sessions import AgentStats, Session, SessionInfo
+from kode_core.model.sessions import AgentStats, Durations, Group, Session, SessionInfo
+from kode_core.texts import MAX_CONTAINS, folded
+from kode_core.wanted import DAY_MS as DAY_MS
 from kode_core.wanted import DEFAULT_LIMIT, Range, RowQuery, SessionQuery, SortBy, Wanted
+from kode_core.wanted import MAX_GROUPS as MAX_GROUPS
+from kode_core.wanted import Grouping as Grouping
+from kode_core.wanted import GroupRows as GroupRows
+from kode_core.wanted import MessageQuery as MessageQuery
+from kode_core.wanted import Within as Within
 from kode_core.wanted import finds_nothing as finds_nothing
 from kode_core.wanted import lists_values as lists_values
 from kode_core.wanted import values_of as values_of
 
 __all__ = [
     "DEFAULT_LIMIT",
+    "MAX_GROUPS",
     "MAX_LIMIT",
     "MAX_VALUES",
     "AgentStats",
     "AnyOf",
+    "Durations",
+    "Group",
     "MessageConditions",
     "MessageFilter",
     "OnCorrupt",
@@ -46,6 +56,7 @@ __all__ = [
     "ToolCallConditions",
     "ToolCallFilter",
     "Wanted",
+    "Within",
 ]
 
 MAX_LIMIT: Final = 10_000
@@ -102,11 +113,19 @@ class SessionFilter(SessionConditions, _Paging, total=False):
 
 
 class MessageConditions(_Created, total=False):
-    """Filters of ``count_messages``; ``content_type`` finds messages with at least one block of that type."""
+    """Filters of ``count_messages``; ``content_type`` finds messages with at least one block of that type.
+
+    ``contains`` finds messages of which a text contains this one, however upper and lower case are written (QRY-12):
+    texts, reasoning, names of files, and strings in the inputs and results of tools. ``metadata`` compares as for
+    sessions (QRY-13). Both are checked message by message, so that a page may be shorter than its limit, or empty,
+    and still have a cursor.
+    """
 
     agent_id: AnyOf
     role: AnyOf
     content_type: AnyOf
+    contains: str
+    metadata: Mapping[str, Json]
 
 
 class MessageFilter(MessageConditions, _Paging, total=False):
@@ -175,24 +194,30 @@ def session_query(filters: SessionFilter) -> SessionQuery:
 def message_query(filters: MessageFilter) -> RowQuery:
     """The checked form of *filters*; raises InvalidArgumentError."""
     given = _FilterArguments("messages", filters, MessageFilter)
-    return _row_query(given, given.where(role=_indexed, content_type=_indexed))
+    contains = given.take("contains", _needle)
+    metadata = metadata_index(dict(given.take("metadata", _metadata) or {}), "the filter metadata")
+    query = _row_query(given, given.where(role=_indexed, content_type=_indexed))
+    if contains is not None or metadata:
+        plain = {name: getattr(query, name) for name in RowQuery.__struct_fields__}
+        query = MessageQuery(**plain, contains=contains, metadata=metadata)
+    return given.paged(query)
 
 
 def tool_call_query(filters: ToolCallFilter) -> RowQuery:
     """The checked form of *filters*; raises InvalidArgumentError."""
     given = _FilterArguments("tool_calls", filters, ToolCallFilter)
-    return _row_query(given, given.where(tool_name=_indexed, state=_indexed, is_error=_bool, has_approval=_bool))
+    where = given.where(tool_name=_indexed, state=_indexed, is_error=_bool, has_approval=_bool)
+    return given.paged(_row_query(given, where))
 
 
 def _row_query(given: _FilterArguments, where: tuple[tuple[str, Wanted | bool], ...]) -> RowQuery:
-    query = RowQuery(
+    return RowQuery(
         kind=given.kind,
         agent_id=given.any_of("agent_id", _agent_id),
         where=where,
         created=given.range("created"),
         descending=given.descending(),
     )
-    return given.paged(query)
 
 
 Q = TypeVar("Q", SessionQuery, RowQuery)
@@ -226,16 +251,7 @@ class _FilterArguments:
             return None
         if type(given) is str:
             return check(name, given)
-        if type(given) not in _LISTS:
-            raise _wrong(name, "a str, or a list, tuple, set or frozenset of them", given)
-        different = set[str]()
-        for one in given:
-            different.add(_text(f"each value of {name}", one))
-            if len(different) > MAX_VALUES:
-                raise InvalidArgumentError(
-                    f"{name} lists more than {MAX_VALUES} different values; ask for {MAX_VALUES} at a time"
-                )
-        wanted = sorted({check(name, one) for one in different})
+        wanted = sorted({check(name, one) for one in different_values(name, given, _text)})
         return wanted[0] if len(wanted) == 1 else tuple(wanted)
 
     def where(self, **columns: Callable[[str, Any], Any]) -> tuple[tuple[str, Wanted | bool], ...]:
@@ -259,7 +275,10 @@ class _FilterArguments:
         cursor = self.take("cursor", _text) if self.filters.get("cursor") is not None else None
         if cursor is not None and offset:
             raise InvalidArgumentError("give cursor or offset, not both: a cursor already says where to go on")
-        after = None if cursor is None else parse_cursor(cursor, _unpaged(query), _KEY_PARTS[type(query)])
+        after: Any = None if cursor is None else parse_cursor(cursor, _unpaged(query), _KEY_PARTS[type(query)])
+        if after is not None and isinstance(query, MessageQuery):
+            *after, offset = after
+            after = tuple(after)
         return msgspec.structs.replace(query, limit=limit, offset=offset, after=after)
 
 
@@ -274,6 +293,20 @@ def _text(name: str, value: Any) -> str:
     if type(value) is not str:
         raise _wrong(name, "a str", value)
     return value
+
+
+def different_values(name: str, given: Any, check: Callable[[str, Any], str]) -> set[str]:
+    """The different texts of a list of up to ``MAX_VALUES``, each of which *check* takes with what it is in errors."""
+    if type(given) not in _LISTS:
+        raise _wrong(name, "a str, or a list, tuple, set or frozenset of them", given)
+    different = set[str]()
+    for one in given:
+        different.add(check(f"each value of {name}", one))
+        if len(different) > MAX_VALUES:
+            raise InvalidArgumentError(
+                f"{name} lists more than {MAX_VALUES} different values; ask for {MAX_VALUES} at a time"
+            )
+    return different
 
 
 def _indexed(name: str, value: Any) -> str:
@@ -294,6 +327,15 @@ _LISTS: Final = (list, tuple, set, frozenset)
 
 def _same(_: str, value: Any) -> Any:
     return value
+
+
+def _needle(name: str, value: Any) -> str:
+    text = _text(name, value)
+    if not text:
+        raise InvalidArgumentError(f"{name} is empty, and every text contains the empty one; leave it out")
+    if len(text) > MAX_CONTAINS:
+        raise InvalidArgumentError(f"{name} has at most {MAX_CONTAINS:,} characters, got {len(text):,}")
+    return folded(text)
 
 
 def _bool(name: str, value: Any) -> bool:
@@ -351,16 +393,26 @@ def time_ms(name: str, value: Any) -> int:
 
 # --- Cursors ----------------------------------------------------------------------------------------------------------
 
+
+def _is_count(part: Any) -> bool:
+    return is_int64(part) and part >= 0
+
+
 _KEY_PARTS: Final[dict[type, tuple[Callable[[Any], bool], ...]]] = {
     SessionQuery: (is_int64, is_agent_id),
     RowQuery: (is_int64, is_agent_id, is_int64),
+    MessageQuery: (is_int64, is_agent_id, is_int64, _is_count),
 }
 
 
 def _unpaged(query: SessionQuery | RowQuery) -> msgspec.Struct:
+    if isinstance(query, MessageQuery) and query.contains is not None:
+        query = msgspec.structs.replace(query, contains=index_text(query.contains))
     return msgspec.structs.replace(query, limit=0, offset=0, after=None)
 
 
 def page_cursor(query: SessionQuery | RowQuery, key: tuple[Any, ...]) -> str:
-    """The cursor of the page after the record at *key*."""
+    """The cursor of the page after the record at *key*; of a :class:`MessageQuery`, the key ends with the number of
+    matches that its offset still leaves out.
+    """
     return make_cursor(_unpaged(query), key)

@@ -23,7 +23,7 @@ from kode_core.model.content import (
     UnknownBlock,
     VideoBlock,
 )
-from kode_core.model.documents import ABSENT, DeleteDocument, Document, DocumentWrite, PutDocument
+from kode_core.model.documents import ABSENT, DeleteDocument, Document, DocumentWrite, FoundDocument, PutDocument
 from kode_core.model.history import (
     AgentInfo,
     CompressionConfig,
@@ -67,6 +67,7 @@ __all__ = [
     "Document",
     "DocumentWrite",
     "FileBlock",
+    "FoundDocument",
     "HistoryStats",
     "HistoryWindow",
     "ImageBlock",

@@ -45,6 +45,19 @@ def to_datetime(time_ms: int) -> datetime:
     raise InvalidArgumentError(f"{shown} in milliseconds is outside the years 1 to 9999, which a datetime can hold")
 
 
+def time_of_iso(text: str) -> int:
+    """The milliseconds since the epoch of a time in ISO format; one without a zone is in UTC.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+        return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)
+    except OverflowError:
+        raise ValueError("a time outside of the years 1 to 9999") from None
+
+
 if TYPE_CHECKING:
     Items: TypeAlias = Sequence
 else:  # with this a decoder makes the tuple that records keep, instead of a list to convert

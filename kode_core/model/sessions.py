@@ -9,7 +9,7 @@ import msgspec
 from kode_core.model.base import Json, Shown, to_datetime
 from kode_core.model.runtime import Bookmark
 
-__all__ = ["AgentStats", "Session", "SessionInfo"]
+__all__ = ["AgentStats", "Durations", "Group", "Session", "SessionInfo"]
 
 
 class SessionInfo(Shown, frozen=True, kw_only=True):
@@ -63,3 +63,37 @@ class AgentStats(Shown, frozen=True, kw_only=True):
     total_documents: int = 0
     tool_calls_by_name: dict[str, int] = msgspec.field(default_factory=dict)
     tool_calls_by_state: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Durations(Shown, frozen=True, kw_only=True):
+    """The durations of the tool calls of a group; calls without a ``duration_ms`` do not count.
+
+    Attributes:
+        count: the number of calls with a duration.
+        total_ms: their sum: exact for integers; with a fractional one among them the sum is rounded once, at the end.
+        max_ms: the longest.
+    """
+
+    count: int
+    total_ms: int | float
+    max_ms: int | float
+
+    @property
+    def mean_ms(self) -> float:
+        """``total_ms`` divided by ``count``."""
+        return self.total_ms / self.count
+
+
+class Group(Shown, frozen=True, kw_only=True):
+    """Records with equal values, as ``group_tool_calls`` and its neighbours count them (QRY-11).
+
+    Attributes:
+        values: what the records have in common, by the names that were asked for, in their order. ``day`` is a date as
+            ``2026-01-31``; ``is_error`` and ``has_approval`` are booleans; all others are the stored texts.
+        count: the number of records.
+        durations: None unless they were asked for, or if no call of the group has one.
+    """
+
+    values: dict[str, str | bool]
+    count: int
+    durations: Durations | None = None

@@ -34,6 +34,8 @@ class AgentRecords(Record, frozen=True, kw_only=True):
         documents: the documents of the caller's own, of all collections, each with the time of its put.
         events: in the order of their offsets.
         event_offsets: the offset of each event in the store that was read; an import gives new ones.
+        message_keys: the keys that ``append_messages_once`` has seen (MSG-12), each with the position at which its
+            message was appended.
     """
 
     agent_id: str
@@ -51,6 +53,7 @@ class AgentRecords(Record, frozen=True, kw_only=True):
     documents: Sequence[Document] = field(default_factory=empty)
     events: Sequence[Timeline] = field(default_factory=empty)
     event_offsets: Sequence[int] = field(default_factory=empty)
+    message_keys: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         freeze(

@@ -23,6 +23,7 @@ from kode_core.protocols.extended import ExtendedStore
 from kode_core.protocols.following import EventStream, Heartbeat
 from kode_core.protocols.locks import AgentLock, Lease
 from kode_core.protocols.queryable import QueryableStore
+from kode_core.protocols.scopes import ScopedStore
 from kode_core.protocols.store import Store
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "Heartbeat",
     "Lease",
     "QueryableStore",
+    "ScopedStore",
     "Store",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from kode_core.model import Document, DocumentWrite, Json
+from kode_core.model import Document, DocumentWrite, FoundDocument, Json
 from kode_core.protocols.locks import Lease
 from kode_core.protocols.methods import to_be_implemented
 from kode_core.protocols.queryable import QueryableStore
-from kode_core.query import Page
+from kode_core.query import AnyOf, Page
 
 __all__ = ["DocumentStore"]
 
@@ -23,7 +23,7 @@ class DocumentStore(QueryableStore, Protocol):
 
     A collection is a name of up to 64 of the characters A-Z a-z 0-9 . _ -; it exists while it has documents. A key is
     a text of up to 400 bytes in UTF-8, without U+0000. Keys are ordered by code point. All methods raise
-    UnsupportedError over a third-party backend that keeps no documents.
+    UnsupportedError over a third-party backend that keeps no documents; tags raise it over one that keeps no tags.
     """
 
     async def put_document(
@@ -33,10 +33,14 @@ class DocumentStore(QueryableStore, Protocol):
         key: str,
         value: Json,
         *,
+        tags: Mapping[str, str] | None = None,
         expect: str | None = None,
         fence: Lease | None = None,
     ) -> str:
-        """Insert or replace a document, and return its new version (DOC-1).
+        """Insert or replace a document with its tags, and return its new version (DOC-1, DOC-7).
+
+        By up to four *tags*, texts of up to 256 bytes with names of up to 64 bytes, ``query_documents`` finds the
+        document over all agents; without them it has none.
 
         With *expect*, the version of a load or a put, the stored document must still have that version; with
         ``ABSENT`` it must not exist. Of several such writers exactly one succeeds (DOC-2).
@@ -125,5 +129,28 @@ class DocumentStore(QueryableStore, Protocol):
 
         Raises:
             CorruptRecordError: a document cannot be read.
+        """
+        ...
+
+    async def query_documents(
+        self,
+        collection: str,
+        tags: Mapping[str, AnyOf],
+        *,
+        agent_id: str | None = None,
+        values: bool = True,
+        reverse: bool = False,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[FoundDocument]:
+        """A page of a collection's documents with all of *tags*, over all agents or of one (DOC-8).
+
+        A list of values of a tag finds the documents with one of them; all combinations of listed values together are
+        at most 100. The order is by agent id, then by key, or the reverse of it. At most *limit* documents, up to
+        10,000; ``next_cursor`` leads to the next page of the same query. *values* false leaves the values and the tags
+        of the documents out. Documents that cannot be read are named in ``left_out``.
+
+        Raises:
+            UnsupportedError: the backend keeps no tags of documents.
         """
         ...

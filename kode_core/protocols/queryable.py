@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol, Unpack, runtime_checkable
 
 from kode_core.engine import Progress
+from kode_core.grouping import MessageGroups, SessionGroups, ToolCallGroups
 from kode_core.model import (
     StoredMessage,
     StoredToolCall,
@@ -14,6 +15,7 @@ from kode_core.protocols.methods import to_be_implemented
 from kode_core.protocols.store import Store
 from kode_core.query import (
     AgentStats,
+    Group,
     MessageConditions,
     MessageFilter,
     Page,
@@ -54,6 +56,44 @@ class QueryableStore(Store, Protocol):
 
     async def count_tool_calls(self, **filters: Unpack[ToolCallConditions]) -> int:
         """The number of matching tool calls (QRY-10); the cost is as for ``count_sessions``."""
+        ...
+
+    async def group_sessions(
+        self,
+        by: SessionGroups | Sequence[SessionGroups],
+        *,
+        utc_offset_minutes: int = 0,
+        **filters: Unpack[SessionConditions],
+    ) -> list[Group]:
+        """The numbers of matching agents, by values that they have in common (QRY-11), in the order of these values.
+
+        *by* names one or more of them; ``day`` is the date of ``created_at``, in UTC or at a fixed offset from it. A
+        group that would have no agents is left out. More than 10,000 groups are refused with InvalidArgumentError.
+        """
+        ...
+
+    async def group_messages(
+        self,
+        by: MessageGroups | Sequence[MessageGroups],
+        *,
+        utc_offset_minutes: int = 0,
+        **filters: Unpack[MessageConditions],
+    ) -> list[Group]:
+        """The numbers of matching messages, by values that they have in common, as ``group_sessions`` gives them."""
+        ...
+
+    async def group_tool_calls(
+        self,
+        by: ToolCallGroups | Sequence[ToolCallGroups],
+        *,
+        durations: bool = False,
+        utc_offset_minutes: int = 0,
+        **filters: Unpack[ToolCallConditions],
+    ) -> list[Group]:
+        """The numbers of matching tool calls, by values that they have in common, as ``group_sessions`` gives them.
+
+        *durations* adds how long the calls of each group took, and reads every matching record for it.
+        """
         ...
 
     def iter_sessions(self, **filters: Unpack[SessionFilter]) -> AsyncIterator[SessionInfo]:
