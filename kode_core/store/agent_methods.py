@@ -78,6 +78,7 @@ class AgentMethods(DocumentMethods):
         keep_history_windows: int | None = None,
         keep_compression_records: int | None = None,
         keep_recovered_files: int | None = None,
+        dry_run: bool = False,
         progress: Progress | None = None,
         fence: Lease | None = None,
     ) -> PruneResult:
@@ -85,6 +86,7 @@ class AgentMethods(DocumentMethods):
             wanted = PruneArguments.of(
                 events_before_offset,
                 events_before,
+                dry_run,
                 snapshots=keep_snapshots,
                 history_windows=keep_history_windows,
                 compression_records=keep_compression_records,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -21,16 +21,20 @@ from kode_core.store.edits import MessageEdits
 from kode_core.store.emitting import Emitter
 from kode_core.store.events import EventAppender, EventReader
 from kode_core.store.forks import Forks
+from kode_core.store.groups import GroupCounts
 from kode_core.store.keyed import KeyedAppends
 from kode_core.store.list_memory import ListMemory
 from kode_core.store.locks import Locks
+from kode_core.store.message_search import MessageSearch
 from kode_core.store.methods import METHODS
 from kode_core.store.parts import Parts
 from kode_core.store.pruning import Pruning
-from kode_core.store.reader import Reader, Search
+from kode_core.store.reader import Reader
 from kode_core.store.sessions import Sessions
+from kode_core.store.tag_search import TaggedDocuments
 from kode_core.store.whole import Wholes
 from kode_core.store.writer import Rest, TurnWrites, Writer
+from kode_core.tenants import check_tenant, prefix_of
 
 __all__ = ["StoreBase"]
 
@@ -48,7 +52,11 @@ class StoreBase:
         memory_limit_bytes: the most that remembered lists may take (OPS-14).
         clock: gives milliseconds since the epoch.
         observers: surround calls, or are called after them; see :data:`~kode_core.operation.Observer` (OPS-20).
+        tenant: the tenant whose agents are all that the store sees (SCOPE-1); None for everything.
+        parent: the store of which this is a view; its engine and its memory are used.
     """
+
+    _context: Context
 
     def __init__(
         self,
@@ -59,21 +67,35 @@ class StoreBase:
         memory_limit_bytes: int = 64 * 2**20,
         clock: Callable[[], int] = now_ms,
         observers: Sequence[Observer] = (),
+        tenant: str | None = None,
+        parent: StoreBase | None = None,
     ) -> None:
-        context = self._context = Context(opener, timeout_ms=timeout_ms, clock=clock, observers=observers)
-        memory = ListMemory(memory_limit_bytes)
+        self._settings: Any = {"timeout_ms": timeout_ms, "follow_poll_ms": follow_poll_ms, "clock": clock}
+        self._settings["observers"] = self._observers = observers
+        self._parent = parent  # a view keeps it: the engine is the parent's
+        self._tenant = None if tenant is None else check_tenant(tenant)
+        above: Context | None = None if parent is None else parent._context
+        settings: Any = {"timeout_ms": timeout_ms, "clock": clock, "observers": observers}
+        context: Context = Context(opener, tenant=tenant, parent=above, **settings)
+        self._context = context
+        memory = self._memory = ListMemory(memory_limit_bytes)
+        if parent is not None and tenant is not None:
+            memory = parent._memory.scoped(prefix_of(tenant))
         self._appender = EventAppender(context)
+        context.drain = self._appender.drain
         self._events = EventReader(context)
         self._follow_poll_s = follow_poll_ms / 1000
         self._locks = Locks(context)
         self._emitter = Emitter(context, self._appender, self._locks)
         self._writer = Writer(context, memory, self._appender)
         self._reader = Reader(context, memory)
-        self._search = Search(context)
+        self._search = MessageSearch(context)
         self._counting = Counting(context)
+        self._grouping = GroupCounts(context)
         self._list_parts = Parts(context, self._reader)
         self._edits = MessageEdits(context, self._reader, self._writer)
         self._documents = Documents(context, self._writer)
+        self._tagged = TaggedDocuments(context)
         self._sessions = Sessions(context, self._writer)
         self._keyed = KeyedAppends(context, self._writer)
         self._forks = Forks(context, self._reader, memory, self._appender)
@@ -145,6 +167,9 @@ class StoreBase:
     async def _query(self, name: str, search: Callable[[Any], Awaitable[T]], filters: Any) -> T:
         return await self._context.run(METHODS[name], filters.get("agent_id"), search, filters)
 
+    def _iterated(self, name: str, agent_id: object, inner: AsyncIterator[T]) -> AsyncIterator[T]:
+        return self._context.call_metrics.iterated(name, agent_id, inner)
+
     # --- opening and closing
 
     async def open(self) -> Self:
@@ -153,7 +178,7 @@ class StoreBase:
         return self
 
     async def close(self) -> None:
-        await self._context.close(self._appender.drain)
+        await self._context.close()
 
     async def __aenter__(self) -> Self:
         async with self._context.closed_if_cancelled(self.close):

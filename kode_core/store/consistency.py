@@ -49,6 +49,7 @@ from kode_core.store.prune_mark import PruneMark
 from kode_core.store.reader import left_out_of
 from kode_core.store.rows import info_of
 from kode_core.store.steps import Steps
+from kode_core.store.tag_search import is_found
 
 __all__ = ["check", "issues"]
 
@@ -87,7 +88,8 @@ async def issues(context: Context, agent_id: str | None, progress: Progress) -> 
         raise
     finally:
         method, metrics = METHODS["check_consistency"], context.call_metrics
-        metrics.enter(method, walk.steps.seconds, error, metrics.begin(method, agent_id))
+        seconds = walk.steps.seconds
+        metrics.enter(method, seconds, error, metrics.begin(method, agent_id, seconds))
 
 
 class _Walk:
@@ -361,11 +363,11 @@ class _Agent:
                     yield self._issue("corrupt_record", problem)
                 await asyncio.sleep(0)
 
-    async def _is_document(self, doc: Doc, _: StoredDocument) -> bool:
+    async def _is_document(self, doc: Doc, stored: StoredDocument) -> bool:
         if doc.key.startswith(CORE_KEYS):
             check_key_document(self._agent_id, doc)
             return True
-        return is_engine_key(doc.key)
+        return is_engine_key(doc.key) and await self._steps(is_found, self._engine, self._agent_id, doc, stored.tags)
 
     async def _events(self) -> AsyncIterator[ConsistencyIssue]:
         after, size = 0, PageSize()

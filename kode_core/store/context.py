@@ -11,15 +11,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, Self, TypeVar, cast
+from weakref import WeakSet
 
-from kode_core.authoring.closing import ended
+from kode_core.authoring.closing import ended, ends_within
 from kode_core.authoring.opening import hearing
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
+from kode_core.cursors import SCOPE
 from kode_core.engine import CALLER, Caller, Engine, connection_use
 from kode_core.errors import (
     KodeError,
-    LockLostError,
     OutcomeUnknownError,
     StorageError,
     StoreClosedError,
@@ -29,8 +30,10 @@ from kode_core.operation import Observer
 from kode_core.report import StoreMetrics
 from kode_core.store.deadlines import Deadline, Deadlines
 from kode_core.store.home import Home
+from kode_core.store.loads import load_of
 from kode_core.store.metrics import CallMetrics, Method
-from kode_core.store.underway import Underway, is_in_doubt
+from kode_core.store.scope import scoped
+from kode_core.store.underway import Underway, applied_or_raise, is_in_doubt
 
 __all__ = ["Context", "Opener"]
 
@@ -52,27 +55,43 @@ class Context:
         closing: set when the store starts to close, so that waiting calls can end.
         on_closing: called at that moment.
         underway: the engine's writes that are running.
+        event_load: gives the number of waiting appends and of followers.
+        tenant, parent: as of :class:`~kode_core.store.base.StoreBase`.
+        drain: waits for the accepted writes; the store sets it.
     """
 
+    drain: Callable[[], Awaitable[None]]
+
     def __init__(
-        self, opener: Opener, *, timeout_ms: int, clock: Callable[[], int], observers: Sequence[Observer]
+        self,
+        opener: Opener,
+        *,
+        timeout_ms: int,
+        clock: Callable[[], int],
+        observers: Sequence[Observer],
+        tenant: str | None = None,
+        parent: Context | None = None,
     ) -> None:
-        self.timeout = timeout_ms / 1000
-        self.now = clock
-        self.call_metrics = CallMetrics(observers)
+        self.timeout, self.now = timeout_ms / 1000, clock
+        self.tenant, self.parent = tenant, parent
+        self._views: WeakSet[Context] = WeakSet()
+        if parent is not None:
+            parent._views.add(self)
+        self.call_metrics = CallMetrics(observers, tenant)
         self.underway = Underway()
         self.closing = asyncio.Event()
         self.on_closing: list[Callable[[], None]] = []
+        self.event_load: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._home = Home()
         self._opener = opener
         self._engine: Engine | None = None
+        self._bare: Engine | None = None  # as it is for views
         self._opening: asyncio.Task[Engine] | None = None
         self._is_unhurried = False
-        self._deadlines = Deadlines()
+        self._deadlines: Deadlines = Deadlines() if parent is None else parent._deadlines
         self._opened_for: set[Deadline] = set()
         self._closed: asyncio.Task[None] | None = None
-        self._active = 0
-        self._idle = asyncio.Event()
+        self._active, self._idle = 0, asyncio.Event()
         self._op_ids = itertools.count()
 
     def __repr__(self) -> str:
@@ -109,6 +128,11 @@ class Context:
             self._engine = await asyncio.shield(self._opening)
         return self._engine
 
+    async def open_for_view(self) -> Engine:
+        """The engine for a view of this store, whose calls are not counted as calls of this store."""
+        await self.open()
+        return cast(Engine, self._bare)
+
     @asynccontextmanager
     async def closed_if_cancelled(self, close: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
         """Close the store if an ``async with`` is cancelled while it opens: ``__aexit__`` is not called then, and the
@@ -126,8 +150,8 @@ class Context:
         try:
             deadline = Deadline(self._deadlines, self.timeout)
             with deadline, self._waiting(deadline), hearing(self._without_deadline):
-                engine = await self._opener()
-            return self.call_metrics.opened(engine)
+                self._bare = await scoped(await self._opener(), self.tenant, is_view=self.parent is not None)
+            return self.call_metrics.opened(self._bare, load_of(self))
         except TimeoutError as exc:
             if isinstance(exc, KodeError):
                 raise
@@ -176,35 +200,39 @@ class Context:
         if self.is_closed:
             raise StoreClosedError("this store is closed; open a new one")
         self._home.check()
+        if self.parent is not None:
+            self.parent.check_open()
 
-    async def close(self, before: Callable[[], Awaitable[None]]) -> None:
-        """Wait for the accepted writes, call *before*, close the engine. A second call waits for the first.
+    async def close(self) -> None:
+        """Close the views, wait for the accepted writes, close the engine. A second call waits for the first.
 
         Writes that are still running at the deadline are abandoned, and the log names the store. Their callers already
         know that the outcome is unknown.
         """
         if self._closed is None:
-            self.check_open()
+            if self.parent is None or not self.parent.is_closed:
+                self.check_open()
             self.closing.set()
             if self._is_unhurried and self._opening is not None:
                 self._opening.cancel()
             for call in self.on_closing:
                 call()
-            self._closed = asyncio.get_running_loop().create_task(self._close(before))
+            self._closed = asyncio.get_running_loop().create_task(self._close())
         await asyncio.shield(self._closed)
 
-    async def _close(self, before: Callable[[], Awaitable[None]]) -> None:
+    async def _close(self) -> None:
         """Runs as a task of its own: a cancelled caller does not stop it half-way."""
         deadline = asyncio.get_running_loop().time() + self.timeout
         is_late = False
         try:
             async with asyncio.timeout_at(deadline):
-                await self._quiet(before)
+                await asyncio.gather(*(view.close() for view in list(self._views)))
+                await self._quiet()
         except TimeoutError:
             is_late = True
         if self._engine is not None:
             left = max(deadline - asyncio.get_running_loop().time(), _LAST_SECOND)
-            is_late = not await _ends_within(self._engine.close(), left) or is_late
+            is_late = not await ends_within(self._engine.close(), left) or is_late
         if is_late:
             log.warning(
                 "%r was not closed after %g s: calls of its engine are still under way, and the last writes are there "
@@ -213,16 +241,21 @@ class Context:
                 self.timeout,
             )
 
-    async def _quiet(self, before: Callable[[], Awaitable[None]]) -> None:
+    async def _quiet(self) -> None:
         """Wait until nothing is running."""
         while self._active:
             self._idle.clear()
             await self._idle.wait()
-        await before()
+        await self.drain()
         await self.underway.ended()
         if self._opening is not None:
             with suppress(Exception):
                 self._engine = await self._opening
+
+    @property
+    def running(self) -> tuple[int, Engine | None]:
+        """The number of running calls, and the engine if it is open."""
+        return self._active, self._engine
 
     @property
     def is_closed(self) -> bool:
@@ -231,7 +264,7 @@ class Context:
 
     def warn_if_open(self) -> None:
         """Called when the store is garbage collected: an open store is a leak."""
-        if self._engine is not None and not self.is_closed:
+        if self._engine is not None and not self.is_closed and self.parent is None:
             warnings.warn(
                 f"a {self._engine.name} store was not closed; use 'async with' or 'await store.close()'",
                 ResourceWarning,
@@ -258,6 +291,7 @@ class Context:
         observed = self.call_metrics.begin(method, agent_id)
         start = time.perf_counter()
         error: BaseException | None = None
+        outer, _ = SCOPE.get(), SCOPE.set(self.tenant)
         try:
             if method.in_steps:
                 await self.step(method, self.begin, agent_id)
@@ -273,6 +307,7 @@ class Context:
             error = exc
             raise
         finally:
+            SCOPE.set(outer)
             self.call_metrics.enter(method, time.perf_counter() - start, error, observed)
 
     async def begin(self, agent_id: str | None) -> None:
@@ -381,23 +416,3 @@ class _Step(Deadline):
             raise self._context.overdue(self._method, late) from exc
         if isinstance(exc, TimeoutError) and not isinstance(exc, KodeError):
             raise self._context.overdue(self._method, exc) from exc.__cause__
-
-
-async def _ends_within(closing: Awaitable[None], seconds: float) -> bool:
-    """True if the engine closed in time; otherwise its close continues in the background."""
-    task = asyncio.ensure_future(closing)
-    done, _ = await asyncio.wait([task], timeout=seconds)
-    if done:
-        await task
-        return True
-    task.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
-    return False
-
-
-def applied_or_raise(batch: Batch, outcome: Outcome) -> Applied | Refused:
-    """The outcome; errors and a lost lease are raised."""
-    if isinstance(outcome, KodeError):
-        raise outcome
-    if isinstance(outcome, Refused) and outcome.by == "fence":
-        raise LockLostError(batch.agent_id, "the lease of this write has ended; nothing was written")
-    return outcome

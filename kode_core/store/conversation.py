@@ -21,7 +21,7 @@ from kode_core.protocols import Lease
 from kode_core.query import OnCorrupt, Page
 from kode_core.store import rows
 from kode_core.store.base import StoreBase
-from kode_core.store.documents import documents_of, writes_of
+from kode_core.store.documents import documents_of
 from kode_core.store.kinds import TODOS
 from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.parts import Span
@@ -105,7 +105,8 @@ class ConversationMethods(StoreBase):
         self, agent_id: str, *, after: int | None = None, before: int | None = None, reverse: bool = False
     ) -> AsyncIterator[StoredMessage]:
         span, backwards = Span.of(after, before), checked_flag(reverse, "reverse")
-        return self._list_parts.stream(self._context.run, check_agent_id(agent_id), span, reverse=backwards)
+        found = self._list_parts.stream(self._context.run, check_agent_id(agent_id), span, reverse=backwards)
+        return self._iterated("read_messages", agent_id, found)
 
     async def pop_messages(self, agent_id: str, count: int = 1, *, fence: Lease | None = None) -> list[Message]:
         return await self._fenced("pop_messages", agent_id, fence, self._edits.pop, count)
@@ -201,14 +202,12 @@ class ConversationMethods(StoreBase):
             taken = rows.records_of(Timeline, events, "events")
 
             own = documents_of(documents)
-            if own:
-                self._documents.check_supported()
 
             async def rest() -> Rest:
                 return Rest(
                     docs=(
                         *(() if todos is None else (await TODOS.write(todos),)),
-                        *await writes_of(own, self._context.now()),
+                        *await self._documents.writes(own),
                     ),
                     info=None if info is None else await rows.info_of(agent_id, info),
                     events=await rows.event_writes(taken),

@@ -10,14 +10,17 @@ from typing import Any, Final
 from kode_core.batch import Applied
 from kode_core.engine import Progress
 from kode_core.errors import CorruptRecordError, InvalidArgumentError, KodeError, StoreBusyError
+from kode_core.pace import Pace
 from kode_core.query import Page, SessionInfo
 from kode_core.store.context import Context
 from kode_core.store.events import EventAppender
 from kode_core.store.list_memory import ListMemory
 from kode_core.store.locks import Locks
 from kode_core.store.methods import METHODS
+from kode_core.store.reader import session_in
 from kode_core.store.steps import Steps
 from kode_core.store.underway import is_in_doubt, put_in_doubt
+from kode_core.store.versions import unchanged
 
 __all__ = ["Deletions"]
 
@@ -58,7 +61,12 @@ class Deletions:
         agent_id = session.agent_id
         await self._appender.drain(agent_id)
         with self._locks.fencing(agent_id, None) as fence:
-            batch = self._context.batch(agent_id, fence=fence, delete=True, expect_updated_at=session.updated_at)
+            summary = await self._context.engine.summary(agent_id)
+            is_of_that_time = summary is not None and summary.updated_at == session.updated_at
+            if is_of_that_time and await session_in(summary, Pace()) != session:  # another agent with its time
+                return False
+            demands = {**unchanged(summary), "expect_updated_at": session.updated_at}
+            batch = self._context.batch(agent_id, fence=fence, delete=True, **demands)
             try:
                 return isinstance(await self._context.commit(batch), Applied)
             finally:

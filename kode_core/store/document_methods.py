@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from kode_core.ids import check_agent_id
-from kode_core.model import DeleteDocument, Document, DocumentWrite, Json, PutDocument
+from kode_core.model import DeleteDocument, Document, DocumentWrite, FoundDocument, Json, PutDocument
 from kode_core.protocols import Lease
-from kode_core.query import Page
+from kode_core.query import AnyOf, Page
 from kode_core.store.conversation import ConversationMethods
 from kode_core.store.documents import DocRange
+from kode_core.store.methods import METHODS
 
 __all__ = ["DocumentMethods"]
 
 
 class DocumentMethods(ConversationMethods):
-    """The documents of one agent."""
+    """The documents of one agent, and searches for documents over all agents."""
 
     async def put_document(
         self,
@@ -24,10 +25,11 @@ class DocumentMethods(ConversationMethods):
         key: str,
         value: Json,
         *,
+        tags: Mapping[str, str] | None = None,
         expect: str | None = None,
         fence: Lease | None = None,
     ) -> str:
-        puts = (PutDocument(collection, key, value, expect),)
+        puts = (PutDocument(collection, key, value, expect, tags),)
         (version,) = await self._fenced("put_document", agent_id, fence, self._documents.write, puts)
         return version
 
@@ -86,4 +88,21 @@ class DocumentMethods(ConversationMethods):
         reverse: bool = False,
     ) -> AsyncIterator[Document]:
         given = DocRange.of(collection, prefix, start, stop, reverse)
-        return self._documents.stream(self._context.run, check_agent_id(agent_id), given)
+        found = self._documents.stream(self._context.run, check_agent_id(agent_id), given)
+        return self._iterated("iter_documents", agent_id, found)
+
+    async def query_documents(
+        self,
+        collection: str,
+        tags: Mapping[str, AnyOf],
+        *,
+        agent_id: str | None = None,
+        values: bool = True,
+        reverse: bool = False,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[FoundDocument]:
+        async def query() -> Page[FoundDocument]:
+            return await self._tagged.query(collection, tags, agent_id, reverse, values, limit, cursor)
+
+        return await self._context.run(METHODS["query_documents"], agent_id, query)

@@ -33,20 +33,22 @@ from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.parts import checked_number
 from kode_core.store.rows import INT64, records_of
 from kode_core.store.steps import checked_flag
+from kode_core.store.tags import checked_tags, terms_of
 from kode_core.store.writer import Rest, TurnWrites, Writer
+from kode_core.tagged import check_finds_docs
 
 __all__ = [
     "WITH_CORE_KEYS",
     "DocPages",
     "DocRange",
     "Documents",
+    "check_docs",
     "decoded_document",
     "documents_of",
     "imported_documents",
     "is_engine_key",
     "name_of",
     "stored_documents",
-    "writes_of",
 ]
 
 _VERSION: Final = re.compile("[0-9a-f]{32}")
@@ -88,7 +90,7 @@ def documents_of(documents: Any) -> tuple[DocumentWrite, ...]:
     return taken
 
 
-async def writes_of(documents: Sequence[DocumentWrite], now: int) -> tuple[DocWrite, ...]:
+async def _writes_of(documents: Sequence[DocumentWrite], now: int) -> tuple[DocWrite, ...]:
     """The checked writes of one call, of which no two are of one document."""
     pace, writes = Pace(), dict[str, DocWrite]()
     for given in documents:
@@ -97,7 +99,7 @@ async def writes_of(documents: Sequence[DocumentWrite], now: int) -> tuple[DocWr
             raise InvalidArgumentError(f"document {key!r:.80} is written twice in one call")
         doc = None
         if type(given) is PutDocument:
-            doc = await _put(key, given.value, now, pace)
+            doc = await _put(key, given.value, checked_tags(given.tags), now, pace)
         writes[key] = DocWrite(DocKind.DOCUMENTS, key, doc, _expected(given.expect))
         await pace.yield_to_loop()
     return tuple(writes.values())
@@ -113,16 +115,26 @@ async def imported_documents(documents: Any) -> tuple[DocWrite, ...]:
         if type(given.updated_at) is not int or given.updated_at not in INT64:
             raise InvalidArgumentError(f"records.documents[{i}].updated_at must be an integer of 64 bits")
         # no document is replaced that another writer puts meanwhile
-        doc = await _put(key, given.value, given.updated_at, pace)
+        tags = checked_tags(given.tags, f"records.documents[{i}].tags")
+        doc = await _put(key, given.value, tags, given.updated_at, pace)
         writes[key] = DocWrite(DocKind.DOCUMENTS, key, doc, ABSENT_DOC)
         await pace.yield_to_loop()
     return tuple(writes.values())
 
 
-async def _put(key: str, value: Any, time: int, pace: Pace) -> Doc:
+async def _put(key: str, value: Any, tags: dict[str, str], time: int, pace: Pace) -> Doc:
     """The stored form of a value, with a version of its own."""
-    stored = StoredDocument(value=value, nonce=secrets.token_hex(8))
-    return Doc(key, time, await write_body(StoredDocument, stored, f"document {key!r:.80}", pace))
+    stored = StoredDocument(tags=tags or None, value=value, nonce=secrets.token_hex(8))
+    body = await write_body(StoredDocument, stored, f"document {key!r:.80}", pace)
+    return Doc(key, time, body, terms_of(key.partition("/")[0], tags))
+
+
+def check_docs(engine: Engine, writes: Sequence[DocWrite]) -> None:
+    """Raise UnsupportedError if *engine* does not keep the documents of *writes*, or not their tags."""
+    if writes:
+        check_documents(engine)
+    if any(write.doc is not None and write.doc.terms for write in writes):
+        check_finds_docs(engine)
 
 
 class DocRange(msgspec.Struct, frozen=True):
@@ -192,6 +204,8 @@ _EVERYTHING: Final = DocRange("", "", CORE_KEYS, False)
 """All documents of an agent but the core's."""
 WITH_CORE_KEYS: Final = DocRange("", "", "\x7f", False)
 """All documents of an agent, the core's too."""
+_OF_CORE: Final = DocRange("", CORE_KEYS, "\x7f", False)
+"""All documents of the core."""
 
 
 class Documents:
@@ -204,7 +218,7 @@ class Documents:
     async def write(self, agent_id: str, fence: Fence | None, documents: Sequence[DocumentWrite]) -> list[str]:
         """Write several documents in one commit; returns the versions after it, ABSENT for deleted documents."""
         self.check_supported()
-        writes = await writes_of(documents_of(documents), self._context.now())
+        writes = await self.writes(documents_of(documents))
 
         async def rest() -> Rest:
             return Rest(docs=writes)
@@ -214,6 +228,12 @@ class Documents:
         else:
             await self._writer.check_held(agent_id, fence)
         return [_version_of(write.doc) for write in writes]
+
+    async def writes(self, documents: Sequence[DocumentWrite]) -> tuple[DocWrite, ...]:
+        """The checked writes of one call, which the store's engine can make."""
+        writes = await _writes_of(documents, self._context.now())
+        check_docs(self._context.engine, writes)
+        return writes
 
     def check_supported(self) -> None:
         """Raise UnsupportedError if the store's engine keeps no documents."""
@@ -314,10 +334,12 @@ class DocPages:
         return found
 
 
-async def stored_documents(engine: Engine, agent_id: str, *, bodies: bool = True) -> AsyncIterator[Doc]:
-    """All documents of the caller's in their stored form; none if the engine keeps none."""
+async def stored_documents(
+    engine: Engine, agent_id: str, *, bodies: bool = True, of_core: bool = False
+) -> AsyncIterator[Doc]:
+    """All documents of the caller's, or those of the core, in their stored form; none if the engine keeps none."""
     if keeps_documents(engine):
-        pages = DocPages(partial(docs_in, engine, agent_id), bodies=bodies)
+        pages = DocPages(partial(docs_in, engine, agent_id), _OF_CORE if of_core else _EVERYTHING, bodies=bodies)
         while found := await pages.next():
             for doc in found:
                 yield doc
@@ -341,4 +363,11 @@ async def decoded_document(agent_id: str, doc: Doc, pace: Pace) -> Document:
     """The document with its version."""
     stored = await decode_in_slices(StoredDocument, doc.body, name_of(agent_id, doc.key), pace)
     collection, _, key = doc.key.partition("/")
-    return Document(collection=collection, key=key, value=stored.value, version=_version_of(doc), updated_at=doc.time)
+    return Document(
+        collection=collection,
+        key=key,
+        value=stored.value,
+        version=_version_of(doc),
+        updated_at=doc.time,
+        tags=stored.tags or {},
+    )

@@ -23,13 +23,14 @@ from kode_core.ids import check_agent_id, quoted
 from kode_core.large import decode_in_slices
 from kode_core.model import CHANNELS, AgentChannel, Bookmark, StoredEvent, Timeline
 from kode_core.pace import Pace
-from kode_core.store.context import Context, applied_or_raise
+from kode_core.store.context import Context
 from kode_core.store.methods import METHODS
 from kode_core.store.metrics import Method
 from kode_core.store.numbers import Numbers
 from kode_core.store.observing import TALLY
 from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.rows import INT64
+from kode_core.store.underway import applied_or_raise
 
 __all__ = ["EventAppender", "EventReader", "checked", "limit_after", "offsets_of", "stored_event"]
 
@@ -109,6 +110,12 @@ class EventAppender:
         self._followers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self.numbers = Numbers()
         context.on_closing.append(self._wake_all)
+        context.event_load = self._load
+
+    def _load(self) -> tuple[int, int]:
+        """The number of waiting appends and of followers; any thread may ask."""
+        waiting = sum([len(queue.waiting) for queue in list(self._queues.values())])
+        return waiting, sum([len(some) for some in list(self._followers.values())])
 
     async def append(self, agent_id: str, events: Sequence[EventWrite], fence: Fence | None) -> Sequence[int]:
         """Append, and return the offsets.

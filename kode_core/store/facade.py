@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Unpack, overload
+from typing import Unpack, cast, overload
 
 from kode_core.batch import EventWrite
 from kode_core.engine import Progress
+from kode_core.errors import UnsupportedError
+from kode_core.grouping import MessageGroups, SessionGroups, ToolCallGroups
 from kode_core.ids import check_agent_id, check_key
 from kode_core.model import (
     AgentChannel,
@@ -29,6 +32,7 @@ from kode_core.model import (
 from kode_core.protocols import EventStream, ExtendedStore, Heartbeat, Lease
 from kode_core.query import (
     AgentStats,
+    Group,
     MessageConditions,
     MessageFilter,
     Page,
@@ -49,10 +53,12 @@ from kode_core.store.locks import LeaseContext
 from kode_core.store.methods import METHODS
 from kode_core.store.reader import every
 from kode_core.store.steps import checked_progress
+from kode_core.tenants import check_tenant
 
 __all__ = ["EngineStore"]
 
-_Ids = list[str]  # the method ``list`` hides the builtin inside the class
+_Groups = list[Group]  # the method ``list`` hides the builtin inside the class
+_Ids = list[str]
 _Paths = list[Path]
 
 
@@ -136,7 +142,8 @@ class EngineStore(AgentMethods, ExtendedStore):
         after_offset: int | None = None,
         channel: AgentChannel | None = None,
     ) -> AsyncIterator[StoredEvent]:
-        return self._events.read(agent_id, since, after_offset, channel)
+        found = self._events.read(agent_id, since, after_offset, channel)
+        return self._iterated("read_events", agent_id, found)
 
     async def last_bookmark(self, agent_id: str) -> Bookmark | None:
         return await self._load("last_bookmark", agent_id, self._reader.last_bookmark)
@@ -173,7 +180,8 @@ class EngineStore(AgentMethods, ExtendedStore):
         heartbeat_ms: int | None = None,
     ) -> EventStream[StoredEvent | Heartbeat]:
         given = (agent_id, since, after_offset, channel, heartbeat_ms)
-        return follow(self._context, self._appender, self._follow_poll_s, *given)
+        found = follow(self._context, self._appender, self._follow_poll_s, *given)
+        return cast("EventStream[StoredEvent | Heartbeat]", self._iterated("follow_events", agent_id, found))
 
     async def emit(
         self,
@@ -231,14 +239,43 @@ class EngineStore(AgentMethods, ExtendedStore):
     async def count_tool_calls(self, **filters: Unpack[ToolCallConditions]) -> int:
         return await self._query("count_tool_calls", self._counting.tool_calls, filters)
 
+    async def group_sessions(
+        self,
+        by: SessionGroups | Sequence[SessionGroups],
+        *,
+        utc_offset_minutes: int = 0,
+        **filters: Unpack[SessionConditions],
+    ) -> _Groups:
+        return await self._query("group_sessions", partial(self._grouping.sessions, by, utc_offset_minutes), filters)
+
+    async def group_messages(
+        self,
+        by: MessageGroups | Sequence[MessageGroups],
+        *,
+        utc_offset_minutes: int = 0,
+        **filters: Unpack[MessageConditions],
+    ) -> _Groups:
+        return await self._query("group_messages", partial(self._grouping.messages, by, utc_offset_minutes), filters)
+
+    async def group_tool_calls(
+        self,
+        by: ToolCallGroups | Sequence[ToolCallGroups],
+        *,
+        durations: bool = False,
+        utc_offset_minutes: int = 0,
+        **filters: Unpack[ToolCallConditions],
+    ) -> _Groups:
+        grouped = partial(self._grouping.tool_calls, by, utc_offset_minutes, durations)
+        return await self._query("group_tool_calls", grouped, filters)
+
     def iter_sessions(self, **filters: Unpack[SessionFilter]) -> AsyncIterator[SessionInfo]:
-        return every(self.query_sessions, filters)
+        return self._iterated("iter_sessions", filters.get("agent_id"), every(self.query_sessions, filters))
 
     def iter_messages(self, **filters: Unpack[MessageFilter]) -> AsyncIterator[StoredMessage]:
-        return every(self.query_messages, filters)
+        return self._iterated("iter_messages", filters.get("agent_id"), every(self.query_messages, filters))
 
     def iter_tool_calls(self, **filters: Unpack[ToolCallFilter]) -> AsyncIterator[StoredToolCall]:
-        return every(self.query_tool_calls, filters)
+        return self._iterated("iter_tool_calls", filters.get("agent_id"), every(self.query_tool_calls, filters))
 
     async def aggregate_stats(self, agent_id: str) -> AgentStats:
         return await self._load("aggregate_stats", agent_id, self._search.stats)
@@ -248,6 +285,19 @@ class EngineStore(AgentMethods, ExtendedStore):
             return await self._deletions.delete_many(self._search.sessions, filters, checked_progress(progress))
 
         return await self._run("delete_many", delete)
+
+    # --- tenants
+
+    def scoped(self, tenant: str) -> EngineStore:
+        """See :class:`kode_core.protocols.ScopedStore`."""
+        check_tenant(tenant)
+        if self._tenant is not None:
+            raise UnsupportedError(
+                f"this store sees the tenant {self._tenant!r} alone, and has no scopes of its own: scope the whole "
+                "store, by a name of several parts such as agent_key('acme', 'europe')"
+            )
+        self._context.check_open()
+        return EngineStore(self._context.open_for_view, tenant=tenant, parent=self, **self._settings)
 
     # --- operations
 

@@ -18,14 +18,13 @@ from kode_core.batch import (
     DocWrite,
     Fence,
     ListKind,
-    Refused,
 )
-from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError, StoreBusyError
+from kode_core.errors import AgentNotFoundError, InvalidArgumentError, StoreBusyError
 from kode_core.ids import check_agent_id, check_key, new_agent_id, quoted
-from kode_core.model import ABSENT, AgentInfo, Message, ToolUseBlock
+from kode_core.model import AgentInfo, Message, ToolUseBlock
 from kode_core.pace import Pace
 from kode_core.store.context import Context
-from kode_core.store.documents import stored_documents
+from kode_core.store.documents import name_of, stored_documents
 from kode_core.store.events import EventAppender
 from kode_core.store.kinds import SNAPSHOTS
 from kode_core.store.list_memory import ListMemory
@@ -33,8 +32,9 @@ from kode_core.store.parts import checked_number
 from kode_core.store.reader import Reader, decoded_info
 from kode_core.store.rows import info_of
 from kode_core.store.steps import checked_flag
+from kode_core.store.tags import tagged
 from kode_core.store.versions import version_of
-from kode_core.store.whole import check_unused, new_list, own_are_still, state_of
+from kode_core.store.whole import new_list, own_are_still, state_of, write_new
 
 __all__ = ["ForkCut", "Forks"]
 
@@ -119,14 +119,9 @@ class Forks:
                 continue  # these reads are of more than one instant
             if version_of(await engine.summary(agent_id)) != version_of(summary):
                 continue
-            await check_unused(engine, cut.new_id, "fork")
-            batch = context.batch(cut.new_id, fence=fence, expect_updated_at=0, **copied)
-            if isinstance(await context.commit(batch), Refused):
-                there = version_of(await engine.summary(cut.new_id))
-                if there == ABSENT:
-                    continue  # the engine refused for now, or another writer put documents there
-                raise ConflictError(cut.new_id, there, "it exists already; a fork replaces no agent")
-            return cut.new_id
+            if await write_new(context, context.batch(cut.new_id, fence=fence, **copied), "fork"):
+                return cut.new_id
+            raise StoreBusyError(f"agent {cut.new_id!r} kept changing while a fork was to be made there")
         raise StoreBusyError(f"agent {agent_id!r} kept changing while it was forked; nothing was written")
 
     async def _docs(self, agent_id: str) -> dict[DocKind, Sequence[Doc]] | None:
@@ -146,7 +141,8 @@ class Forks:
         assert summary.info is not None
         pace, own = Pace(), list[Doc]()
         if cut.documents:  # before the rest, which is read between the two readings of them
-            own = [doc async for doc in stored_documents(self._context.engine, agent_id)]
+            stored = stored_documents(self._context.engine, agent_id)
+            own = [await tagged(name_of(agent_id, doc.key), doc, pace) async for doc in stored]
         docs = await self._docs(agent_id)
         if docs is None:
             return None

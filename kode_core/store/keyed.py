@@ -26,9 +26,10 @@ from kode_core.store.context import Context
 from kode_core.store.rows import check_class
 from kode_core.store.writer import Writer, until_written
 
-__all__ = ["KeyedAppends", "check_key_document", "key_name"]
+__all__ = ["KeyedAppends", "check_key_document", "imported_keys", "key_name", "position_of_key"]
 
 _BEFORE_KEY: Final = f"{CORE_KEYS}messages/"
+_POSITIONS: Final = range(2**61)
 _CONFLICTS: Final = 50
 _AT_ONCE: Final = 500
 """How many keys are read before the event loop is given way."""
@@ -47,8 +48,7 @@ class KeyedAppends:
         """Append the messages with new keys; returns for each key the position of its message."""
         check_documents(self._context.engine)
         given = await _checked(messages)
-        nonce = StoredDocument(value=None, nonce=secrets.token_hex(8))
-        body = await write_body(StoredDocument, nonce, "message key", Pace())
+        body = await _new_body()
 
         async def attempt(conflicts: int) -> dict[str, AppendedMessage] | None:
             known = await self._stored(agent_id, given) if conflicts else {}
@@ -88,8 +88,7 @@ class KeyedAppends:
             for doc in await engine.docs(agent_id, DocKind.DOCUMENTS, name):
                 if doc.key != name:
                     raise CorruptRecordError(key_name(agent_id, name), "another document stands in its place")
-                await decode_in_slices(StoredDocument, doc.body, key_name(agent_id, name), pace)
-                check_key_document(agent_id, doc)
+                await position_of_key(agent_id, doc, pace)
                 return doc
             return None
 
@@ -100,6 +99,37 @@ class KeyedAppends:
             found.update({key: doc for key, doc in docs if doc is not None})
             await pace.yield_to_loop()
         return found
+
+
+async def _new_body() -> Body:
+    """The body of the keys of one call."""
+    nonce = StoredDocument(value=None, nonce=secrets.token_hex(8))
+    return await write_body(StoredDocument, nonce, "message key", Pace())
+
+
+async def position_of_key(agent_id: str, doc: Doc, pace: Pace) -> tuple[str, int]:
+    """The key of a message and its position, as they are stored.
+
+    Raises:
+        CorruptRecordError: the document is damaged.
+    """
+    await decode_in_slices(StoredDocument, doc.body, key_name(agent_id, doc.key), pace)
+    check_key_document(agent_id, doc)
+    return doc.key.removeprefix(_BEFORE_KEY), doc.time
+
+
+async def imported_keys(given: Any) -> list[DocWrite]:
+    """The writes of the keys of an import; raises for wrong ones."""
+    what = "records.message_keys"
+    pace, body, writes = Pace(), await _new_body(), list[DocWrite]()
+    for key, position in mapping_of(given, what, "a mapping of keys to positions").items():
+        check_document_key(key, f"a key of {what}")
+        if type(position) is not int or position not in _POSITIONS:
+            raise InvalidArgumentError(f"{what}[{key!r:.80}] must be a position of a message, an int from 0 on")
+        name = _BEFORE_KEY + key
+        writes.append(DocWrite(DocKind.DOCUMENTS, name, Doc(name, position, body)))
+        await pace.yield_to_loop()
+    return writes
 
 
 async def _checked(messages: Any) -> dict[str, Message]:

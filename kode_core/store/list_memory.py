@@ -70,3 +70,26 @@ class ListMemory:
         """Forget the lists of an agent."""
         for kind in ListKind:
             self.put(agent_id, kind, None)
+
+    def scoped(self, prefix: str) -> ListMemory:
+        """This memory, for a view that knows the agents whose ids have this prefix without it."""
+        return _Scoped(self, prefix)
+
+
+class _Scoped(ListMemory):
+    """A part of another memory: a store and its views share their bytes, and what they know of one agent."""
+
+    def __init__(self, whole: ListMemory, prefix: str) -> None:
+        super().__init__(0)
+        self._whole = whole
+        self._prefix = prefix
+
+    @property
+    def size(self) -> int:
+        return self._whole.size
+
+    def get(self, agent_id: str, kind: ListKind) -> Remembered | None:
+        return self._whole.get(self._prefix + agent_id, kind)
+
+    def put(self, agent_id: str, kind: ListKind, remembered: Remembered | None) -> None:
+        self._whole.put(self._prefix + agent_id, kind, remembered)

@@ -24,7 +24,7 @@ _GROUPS: Final[dict[Group, str]] = {
     """,
     "queries": """
         query_sessions query_messages query_tool_calls count_sessions count_messages count_tool_calls
-        aggregate_stats list
+        group_sessions group_messages group_tool_calls aggregate_stats list query_documents
     """,
     "deletes": "delete delete_many delete_snapshot delete_document prune",
     "other": "backup check_consistency repair get_metrics acquire_agent_lock renew_agent_lock release_agent_lock",

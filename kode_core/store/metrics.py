@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 from kode_core.batch import Totals
 from kode_core.engine import Engine
-from kode_core.operation import Observer
+from kode_core.operation import Load, Observer
 from kode_core.report import ConnectionUse, OperationCounts, Performance, StorageSize, StoreMetrics
 from kode_core.store.observing import Observed, Observing
 
 __all__ = ["CallMetrics", "Method"]
+
+T = TypeVar("T")
 
 Group = Literal["saves", "loads", "queries", "deletes", "other"]
 
@@ -36,21 +38,25 @@ class Method(NamedTuple):
 class CallMetrics:
     """Counts calls, and lets observers surround them."""
 
-    def __init__(self, observers: Sequence[Observer] = ()) -> None:
-        self._observing = Observing(observers) if observers else None
+    def __init__(self, observers: Sequence[Observer] = (), tenant: str | None = None) -> None:
+        self._observing = Observing(observers, tenant) if observers else None
         self._counts = dict.fromkeys(("saves", "loads", "queries", "deletes", "other", "errors"), 0)
         self._total = 0.0
         self._min = float("inf")
         self._max = 0.0
         self._recent: deque[float] = deque(maxlen=_WINDOW)
 
-    def opened(self, engine: Engine) -> Engine:
-        """The engine as the store uses it: observers hear of it, and of what passes."""
-        return engine if self._observing is None else self._observing.opened(engine)
+    def opened(self, engine: Engine, load: Callable[[], Load | None]) -> Engine:
+        """The engine as the store uses it: observers hear of it, of its load, and of what passes."""
+        return engine if self._observing is None else self._observing.opened(engine, load)
 
-    def begin(self, method: Method, agent_id: object) -> Observed | None:
-        """Note the start of a call; :meth:`enter` takes the result."""
-        return None if self._observing is None else self._observing.begin(method.name, agent_id)
+    def begin(self, method: Method, agent_id: object, seconds: float = 0.0) -> Observed | None:
+        """Note the start of a call, which took *seconds* already; :meth:`enter` takes the result."""
+        return None if self._observing is None else self._observing.begin(method.name, agent_id, seconds)
+
+    def iterated(self, name: str, agent_id: object, inner: AsyncIterator[T]) -> AsyncIterator[T]:
+        """An iterator as observers see it."""
+        return inner if self._observing is None else self._observing.iterated(name, agent_id, inner)
 
     def enter(
         self, method: Method, seconds: float, error: BaseException | None = None, observed: Observed | None = None
@@ -94,6 +100,8 @@ class CallMetrics:
                 total_messages=totals.messages,
                 total_tool_calls=totals.tool_calls,
                 db_size_bytes=totals.size_bytes,
+                texts_waiting=totals.texts_waiting,
+                texts_of_deleted=totals.texts_of_deleted,
             ),
             collected_at=now,
             connections=connections,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, ParamSpec, TypeVar
 
 from msgspec.structs import force_setattr
 
-from kode_core.batch import Applied, Batch
+from kode_core.batch import Applied, Batch, Refused
 from kode_core.codec import Body
 from kode_core.engine import Engine
 from kode_core.layers.base import Layer
-from kode_core.operation import Guard, Manager, Observer, Operation, checked_observers
+from kode_core.operation import Guard, Load, Manager, Observer, OpenStore, Operation, WatchedSteps, checked_observers
 from kode_core.pace import Pace
+from kode_core.store.iterating import Iterated
 
 __all__ = ["TALLY", "Observed", "Observing", "Tally"]
 
@@ -28,13 +29,14 @@ _SLICE: Final = 1 << 18
 
 
 class Tally:
-    """The records that passed between the store and its engine in one call."""
+    """The records that passed between the store and its engine in one call, and the writes that were refused."""
 
-    __slots__ = ("_is_known", "bytes", "rows")
+    __slots__ = ("_is_known", "bytes", "conflicts", "rows")
 
     def __init__(self) -> None:
         self.rows: int | None = None
         self.bytes: int | None = None
+        self.conflicts = 0
         self._is_known = True
 
     def give_up(self) -> None:
@@ -110,6 +112,8 @@ _BODIES: Final[Mapping[str, Callable[[Any], Iterable[Body]]]] = {
 
 async def _count_batches(tally: Tally, batches: Sequence[Batch], outcomes: Sequence[Any]) -> None:
     for batch, outcome in zip(batches, outcomes, strict=False):
+        if isinstance(outcome, Refused) and outcome.by != "fence":
+            tally.conflicts += 1
         if batch.delete:
             tally.give_up()
         else:
@@ -162,6 +166,7 @@ class Observed:
             ("store", store),
             ("rows", self._tally.rows),
             ("bytes", self._tally.bytes),
+            ("conflicts", self._tally.conflicts),
         ):
             force_setattr(operation, name, value)
         self._leave(error)
@@ -179,24 +184,48 @@ class Observed:
 class Observing:
     """The observers of a store."""
 
-    def __init__(self, observers: Sequence[Observer]) -> None:
+    def __init__(self, observers: Sequence[Observer], tenant: str | None = None) -> None:
+        self._tenant = tenant
         self._guards = tuple(map(Guard, checked_observers(observers)))
         self._backend = self._store = ""
 
-    def opened(self, engine: Engine) -> Engine:
-        """Note the engine, one whose repr fails with an empty place; the result counts what passes."""
+    def opened(self, engine: Engine, load: Callable[[], Load | None]) -> Engine:
+        """Note the engine, one whose repr fails with an empty place; the result counts what passes.
+
+        Observers that want to know of it get *load*.
+        """
         self._backend = engine.name
         try:
             self._store = repr(engine)
         except Exception:
             log.exception("the repr of the engine %s failed; observers get no place of the contents", engine.name)
+        for guard in self._guards:
+            guard.opened(OpenStore(self._backend, self._store, load))
         return _Counting(engine)
 
-    def begin(self, name: str, agent_id: object) -> Observed:
-        """Enter the observers of a call of the method *name*."""
+    def begin(self, name: str, agent_id: object, seconds: float) -> Observed:
+        """Enter the observers of a call of the method *name*, which took *seconds* already."""
+        return Observed(self._operation(name, agent_id, seconds), self._guards)
+
+    def _operation(self, name: str, agent_id: object, seconds: float) -> Operation:
         text = agent_id if type(agent_id) is str else None
-        operation = Operation(name=name, agent_id=text, backend=self._backend, store=self._store)
-        return Observed(operation, self._guards)
+        return Operation(
+            name=name,
+            agent_id=text,
+            tenant=self._tenant,
+            duration_ms=seconds * 1000,
+            backend=self._backend,
+            store=self._store,
+        )
+
+    def iterated(self, name: str, agent_id: object, inner: AsyncIterator[T]) -> AsyncIterator[T]:
+        """*inner* as observers see it that want to know of iterators; itself if there are none."""
+        guards = [guard for guard in self._guards if guard.sees_iterators]
+        if not guards:
+            return inner
+        operation = self._operation(name, agent_id, 0.0)
+        steps = [WatchedSteps(guard, operation) for guard in guards]
+        return Iterated(inner, operation, steps, lambda: (self._backend, self._store))
 
     def end(self, observed: Observed, seconds: float, error: BaseException | None) -> None:
         """Leave the observers of the call, which then have its outcome."""

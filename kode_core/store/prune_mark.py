@@ -15,9 +15,9 @@ from kode_core.codec import Body, digest
 from kode_core.engine import Engine, drops_events
 from kode_core.errors import CorruptRecordError, StoreBusyError
 
-__all__ = ["PruneMark", "has_event", "is_pruned"]
+__all__ = ["PRUNE_MARK", "PruneMark", "has_event", "is_pruned"]
 
-_KEY: Final = "pruned"
+PRUNE_MARK: Final = "pruned"
 _ATTEMPTS: Final = 20
 
 
@@ -36,7 +36,7 @@ class PruneMark(NamedTuple):
     def write(self) -> DocWrite:
         """The document that has the mark."""
         text = f"{self.first} {self.keep}"
-        return DocWrite(DocKind.LAYER, _KEY, Doc(_KEY, 0, Body(text, digest(text.encode()))))
+        return DocWrite(DocKind.LAYER, PRUNE_MARK, Doc(PRUNE_MARK, 0, Body(text, digest(text.encode()))))
 
     @classmethod
     async def of(cls, engine: Engine, agent_id: str) -> PruneMark | None:
@@ -62,7 +62,7 @@ class PruneMark(NamedTuple):
 
     @classmethod
     async def _stored(cls, engine: Engine, agent_id: str) -> PruneMark | None:
-        for doc in await engine.docs(agent_id, DocKind.LAYER, _KEY):
+        for doc in await engine.docs(agent_id, DocKind.LAYER, PRUNE_MARK):
             first, _, keep = doc.body.text.partition(" ")
             is_whole = digest(doc.body.text.encode()) == doc.body.digest
             if not (is_whole and first.isdecimal() and keep.isdecimal()):

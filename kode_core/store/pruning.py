@@ -9,7 +9,8 @@ import msgspec
 
 from kode_core.authoring.parallel import each
 from kode_core.batch import Applied, Doc, DocKind, DocWrite, EventDrop, EventRange, EventRow, Fence
-from kode_core.engine import Progress, check_drops
+from kode_core.codec import Body, digest
+from kode_core.engine import Progress, check_drops, checks_demands
 from kode_core.errors import CorruptRecordError, InvalidArgumentError, StoreBusyError
 from kode_core.pace import Pace
 from kode_core.query import time_ms
@@ -21,7 +22,7 @@ from kode_core.store.methods import METHODS
 from kode_core.store.pages import FIRST_PAGE
 from kode_core.store.parts import checked_number
 from kode_core.store.prune_mark import PruneMark, has_event
-from kode_core.store.steps import Steps
+from kode_core.store.steps import Steps, checked_flag
 from kode_core.store.writer import Writer
 
 __all__ = ["PruneArguments", "Pruning"]
@@ -37,6 +38,10 @@ def _state(doc: Doc) -> _State:
     return doc.time, doc.body.digest
 
 
+def _is_damaged(doc: Doc) -> bool:
+    return digest(doc.body.text.encode(errors="replace")) != doc.body.digest
+
+
 _KINDS: Final[dict[str, Kind[Any]]] = {
     "snapshots": SNAPSHOTS,
     "history_windows": WINDOWS,
@@ -47,9 +52,10 @@ _KINDS: Final[dict[str, Kind[Any]]] = {
 
 
 class PruneArguments(msgspec.Struct, frozen=True):
-    """The records that a call removes.
+    """The records that a call removes, or counts.
 
     Attributes:
+        dry_run: count them, and remove nothing.
         before_offset: only events with a lesser offset.
         before_time: only events before the first one that is not earlier, in milliseconds.
         keep: how many of a kind stay, by its name in ``PruneResult``.
@@ -58,15 +64,17 @@ class PruneArguments(msgspec.Struct, frozen=True):
     before_offset: int | None
     before_time: int | None
     keep: dict[str, int]
+    dry_run: bool = False
 
     @classmethod
-    def of(cls, before_offset: Any, before: Any, **keep: Any) -> PruneArguments:
+    def of(cls, before_offset: Any, before: Any, dry_run: Any, **keep: Any) -> PruneArguments:
         """The checked arguments of a call."""
         kept = {name: checked_number(number, f"keep_{name}") for name, number in keep.items()}
         wanted = cls(
             checked_number(before_offset, "events_before_offset"),
             None if before is None else time_ms("events_before", before),
             {name: number for name, number in kept.items() if number is not None},
+            checked_flag(dry_run, "dry_run"),
         )
         if not (wanted.has_events or wanted.keep):
             raise InvalidArgumentError(
@@ -91,27 +99,29 @@ class Pruning:
     async def prune(
         self, agent_id: str, fence: Fence | None, wanted: PruneArguments, progress: Progress
     ) -> PruneResult:
-        """Remove what is wanted; an error has a note about what was removed before."""
-        run = _Run(self._context, agent_id, fence, progress)
+        """Remove what is wanted, or count it; an error has a note about what was removed before."""
+        run = _Run(self._context, agent_id, fence, progress, dry_run=wanted.dry_run)
         try:
             await run.steps(self._appender.drain, agent_id)
             if wanted.has_events:
                 await _Events(run, wanted).remove()
             for name, number in wanted.keep.items():
                 await run.keep_last(name, number)
-            if not run.total:
+            if wanted.dry_run or not run.total:
                 await run.steps(self._writer.check_held, agent_id, fence)
         except BaseException as exc:
-            if run.total:
+            if run.total and not wanted.dry_run:
                 exc.add_note(f"{run.total} records were removed before")
             raise
         return PruneResult(**run.removed)
 
 
 class _Run:
-    """One prune: what it has removed so far, and its steps."""
+    """One prune: what it has removed so far, or counted, and its steps."""
 
-    def __init__(self, context: Context, agent_id: str, fence: Fence | None, progress: Progress) -> None:
+    def __init__(
+        self, context: Context, agent_id: str, fence: Fence | None, progress: Progress, *, dry_run: bool
+    ) -> None:
         self.context = context
         self.engine = context.engine
         self.agent_id = agent_id
@@ -119,14 +129,17 @@ class _Run:
         self.removed: dict[str, int] = {}
         self._fence = fence
         self._progress = progress
+        self._dry_run = dry_run
 
     @property
     def total(self) -> int:
-        """The number of records that were removed so far."""
+        """The number of records that were removed or counted so far."""
         return sum(self.removed.values())
 
     async def commit(self, **contents: Any) -> bool:
-        """Commit a step; False if it was refused."""
+        """Commit a step, unless it is only counted; False if it was refused."""
+        if self._dry_run:
+            return True
         batch = self.context.batch(self.agent_id, fence=self._fence, **contents)
         return isinstance(await self.context.commit(batch), Applied)
 
@@ -143,23 +156,32 @@ class _Run:
         del docs
         old = found[: max(len(found) - number, 0)]
         for i in range(0, len(old), _DOCS_AT_ONCE):
-            gone = await self.steps(self._remove, kind.kind, dict(old[i : i + _DOCS_AT_ONCE]))
-            self.count(name, gone)
+            states = dict(old[i : i + _DOCS_AT_ONCE])
+            self.count(name, len(states) if self._dry_run else await self.steps(self._remove, kind.kind, states))
 
     async def _remove(self, kind: DocKind, states: dict[str, _State]) -> int:
         """Remove the documents that are still as they were, and return their number.
 
-        A document that was written again since is a new one, whatever its id.
+        A document that was written again since is a new one, whatever its id. An engine that checks demands compares
+        the documents again in the atomic step of the write.
         """
 
         async def read(key: str) -> Sequence[Doc]:
             return await self.engine.docs(self.agent_id, kind, key)
 
-        docs = [doc for found in await each(read, states) for doc in found]
-        same = [doc.key for doc in docs if states.get(doc.key) == _state(doc)]
-        if same:
-            await self.commit(docs=tuple(DocWrite(kind, key, None) for key in same))
-        return len(same)
+        demands = checks_demands(self.engine)
+        for attempt in range(_ATTEMPTS):
+            docs = [doc for found in await each(read, states) for doc in found]
+            same = [doc for doc in docs if states.get(doc.key) == _state(doc)]
+            # a layer may show a damaged document with another digest than the engine compares
+            demanded = [doc.key for doc in same if demands and not (attempt and _is_damaged(doc))]
+            writes = [
+                DocWrite(kind, doc.key, None, Body("", doc.body.digest) if doc.key in demanded else None)
+                for doc in same
+            ]
+            if not same or await self.commit(docs=tuple(writes)):
+                return len(same)
+        raise StoreBusyError(f"agent {self.agent_id!r}: other calls kept replacing its {kind.value}")
 
 
 class _Events:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
-from kode_core.batch import Doc, DocKind, Found, FoundRow, ListKind, SessionRow
+from kode_core.batch import AgentSummary, Doc, DocKind, Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
 from kode_core.engine import check_any_of
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
@@ -46,8 +46,9 @@ from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.remembered import Remembered, Tail
 from kode_core.store.rows import LISTS
 from kode_core.store.steps import checked_flag
+from kode_core.tenants import seen_from
 
-__all__ = ["Reader", "Search", "decoded_info", "left_out_of", "session_of", "stored_message"]
+__all__ = ["Reader", "Search", "decoded_info", "left_out_of", "session_of", "stored_message", "stored_tool_call"]
 
 log = logging.getLogger("kode_core")
 
@@ -81,8 +82,10 @@ class Reader:
         return records
 
     async def decoded(self, agent_id: str, kind: ListKind, rows: Sequence[tuple[Body, int]], start: int) -> list[Any]:
-        """The records of rows, the first of which is at position *start*."""
-        return await self._decoded(agent_id, kind, [*rows], start, None)
+        """The records of rows, the first of which is at position *start*; a row that was decoded is released."""
+        pending = [*rows]
+        del rows
+        return await self._decoded(agent_id, kind, pending, start, None)
 
     async def _decoded(
         self, agent_id: str, kind: ListKind, pending: list[tuple[Body, int]], start: int, tail: Tail | None
@@ -212,8 +215,13 @@ def _label(agent_id: str, kind: DocKind, key: str) -> str:
 
 
 async def decoded_info(agent_id: str, body: Body, pace: Pace) -> AgentInfo:
-    """The agent's info from its body."""
-    return await decode_in_slices(AgentInfo, body, f"the info of agent {agent_id!r}", pace)
+    """The agent's info from its body, with the ids as this store has them (SCOPE-3)."""
+    info = await decode_in_slices(AgentInfo, body, f"the info of agent {agent_id!r}", pace)
+    change = None if info.agent_id == agent_id else seen_from(agent_id, info.agent_id)
+    if change is None:
+        return info
+    gone, added = change
+    return replace(info, agent_id=agent_id, lineage=[added + one.removeprefix(gone) for one in info.lineage])
 
 
 class Search:
@@ -237,7 +245,7 @@ class Search:
         return await self._rows(message_query(filters), stored_message)
 
     async def tool_calls(self, filters: Any) -> Page[StoredToolCall]:
-        return await self._rows(tool_call_query(filters), _stored_tool_call)
+        return await self._rows(tool_call_query(filters), stored_tool_call)
 
     async def _rows(self, query: RowQuery, item: Callable[[FoundRow, Pace], Awaitable[T]]) -> Page[T]:
         check_any_of(self._context.engine, query)
@@ -272,7 +280,7 @@ class Search:
         """
         query = RowQuery(kind="tool_calls", agent_id=agent_id, where=((column, shortened),), limit=1)
         for row in await self._context.engine.find_rows(query):
-            call = await _stored_tool_call(row, Pace())
+            call = await stored_tool_call(row, Pace())
             return call.name if column == "tool_name" else call.state
         return shortened
 
@@ -369,6 +377,15 @@ async def session_of(row: SessionRow, pace: Pace) -> SessionInfo:
     )
 
 
+async def session_in(summary: AgentSummary | None, pace: Pace) -> SessionInfo | None:
+    """The session of an agent; None without info."""
+    if summary is None or summary.info is None:
+        return None
+    info = summary.info
+    row = SessionRow(summary.agent_id, info.body, info.created_at, summary.updated_at, summary.messages.count)
+    return await session_of(row, pace)
+
+
 def _fields(record: Record) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__struct_fields__}
 
@@ -380,6 +397,7 @@ async def stored_message(row: FoundRow, pace: Pace) -> StoredMessage:
     return StoredMessage(**fields, agent_id=row.agent_id, position=row.position, created_at=row.created_at)
 
 
-async def _stored_tool_call(row: FoundRow, pace: Pace) -> StoredToolCall:
+async def stored_tool_call(row: FoundRow, pace: Pace) -> StoredToolCall:
+    """The tool call of a row, with its place."""
     call = await decode_in_slices(ToolCallRecord, row.body, f"tool call {row.position} of agent {row.agent_id!r}", pace)
     return StoredToolCall(**_fields(call), agent_id=row.agent_id, position=row.position)

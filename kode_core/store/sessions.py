@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import asdict, replace
 
-from kode_core.batch import AgentSummary, Applied, Fence, Info, SessionRow
+from kode_core.batch import AgentSummary, Applied, Fence, Info
 from kode_core.errors import AgentNotFoundError, ConflictError, InvalidArgumentError
 from kode_core.jsonvalue import type_name
 from kode_core.metadata import elements_of, mapping_of
@@ -15,9 +15,9 @@ from kode_core.model import AgentInfo
 from kode_core.pace import Pace
 from kode_core.query import Session
 from kode_core.store.context import Context
-from kode_core.store.reader import decoded_info, session_of
+from kode_core.store.reader import decoded_info, session_in
 from kode_core.store.rows import info_of
-from kode_core.store.versions import update_of, version_of
+from kode_core.store.versions import unchanged, version_of
 from kode_core.store.writer import Writer, until_written
 
 __all__ = ["Sessions"]
@@ -33,12 +33,10 @@ class Sessions:
     async def load(self, agent_id: str) -> Session | None:
         """The agent's session; None without info."""
         summary = await self._context.engine.summary(agent_id)
-        if summary is None or summary.info is None:
+        session = await session_in(summary, Pace())
+        if summary is None or session is None:
             return None
-        info = summary.info
-        row = SessionRow(agent_id, info.body, info.created_at, summary.updated_at, summary.messages.count)
-        fields = asdict(await session_of(row, Pace()))
-        return Session(**fields, tool_call_count=summary.tool_calls.count, version=version_of(summary))
+        return Session(**asdict(session), tool_call_count=summary.tool_calls.count, version=version_of(summary))
 
     async def version(self, agent_id: str) -> str:
         """The agent's version."""
@@ -83,7 +81,7 @@ class Sessions:
         self, agent_id: str, summary: AgentSummary | None, fence: Fence | None, info: Info
     ) -> Info | None:
         """Write *info* if the agent is still as *summary* says; None if it is not."""
-        batch = self._context.batch(agent_id, fence=fence, expect_updated_at=update_of(summary), info=info)
+        batch = self._context.batch(agent_id, fence=fence, info=info, **unchanged(summary))
         return info if isinstance(await self._context.commit(batch), Applied) else None
 
 

@@ -12,7 +12,10 @@ from collections.abc import Collection, Coroutine
 from contextvars import Context
 from typing import Any, Final, TypeVar
 
-__all__ = ["OTHERS_S", "Underway", "is_in_doubt", "put_in_doubt"]
+from kode_core.batch import Applied, Batch, Outcome, Refused
+from kode_core.errors import KodeError, LockLostError
+
+__all__ = ["OTHERS_S", "Underway", "applied_or_raise", "is_in_doubt", "put_in_doubt"]
 
 T = TypeVar("T")
 
@@ -73,6 +76,11 @@ class Underway:
             write.exception()  # the caller has it, or is gone
 
     @property
+    def count(self) -> int:
+        """The number of calls of the engine that are running."""
+        return len(self._writes)
+
+    @property
     def is_any_left(self) -> bool:
         """True if a write continues without its caller."""
         return bool(self._left)
@@ -96,3 +104,12 @@ class Underway:
         """Wait for all writes, with or without their callers."""
         while self._writes or self._left:
             await asyncio.wait({*self._writes, *self._left})
+
+
+def applied_or_raise(batch: Batch, outcome: Outcome) -> Applied | Refused:
+    """The outcome; errors and a lost lease are raised."""
+    if isinstance(outcome, KodeError):
+        raise outcome
+    if isinstance(outcome, Refused) and outcome.by == "fence":
+        raise LockLostError(batch.agent_id, "the lease of this write has ended; nothing was written")
+    return outcome

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
-from kode_core.batch import AgentSummary, DocWrite, ListHead, ListKind
+from kode_core.batch import ABSENT_DOC, AgentSummary, DocWrite, ListHead, ListKind
+from kode_core.codec import Body, digest
 from kode_core.engine import Engine
 from kode_core.errors import ConflictError, InvalidArgumentError
 from kode_core.model import ABSENT
 
-__all__ = ["check_version", "demanded_update", "document_conflict", "head_of", "update_of", "version_of"]
+__all__ = ["check_version", "demanded_by", "document_conflict", "head_of", "unchanged", "version_of"]
 
 _LONGEST: Final = 64
 _OF_DOCUMENT: Final = 32
@@ -26,8 +27,8 @@ def version_of(summary: AgentSummary | None) -> str:
     """
     if summary is None:
         return ABSENT
-    digest = b"" if summary.info is None else summary.info.body.digest
-    state = f"{summary.updated_at}.{summary.messages.version}.{summary.tool_calls.version}.".encode() + digest
+    info = b"" if summary.info is None else summary.info.body.digest
+    state = f"{summary.updated_at}.{summary.messages.version}.{summary.tool_calls.version}.".encode() + info
     return blake2b(state, digest_size=12).hexdigest()
 
 
@@ -36,9 +37,21 @@ def head_of(summary: AgentSummary | None, kind: ListKind) -> ListHead:
     return ListHead() if summary is None else getattr(summary, kind.value)
 
 
-def update_of(summary: AgentSummary | None) -> int:
-    """The ``expect_updated_at`` of a write that demands the agent as *summary* has it; 0 if it must not exist."""
-    return 0 if summary is None else summary.updated_at
+def unchanged(summary: AgentSummary | None) -> dict[str, Any]:
+    """The fields of a batch that demand the agent as *summary* has it: every part of its version.
+
+    A damaged info is not demanded: a layer may show it with another digest than the engine compares.
+    """
+    lists = (head_of(summary, ListKind.MESSAGES).version, head_of(summary, ListKind.TOOL_CALLS).version)
+    info = ABSENT_DOC
+    if summary is not None and summary.info is not None:
+        info = summary.info.body
+    is_sound = not info.text or digest(info.text.encode(errors="replace")) == info.digest
+    return {
+        "expect_updated_at": 0 if summary is None else summary.updated_at,
+        "expect_lists": lists,
+        "expect_info": Body("", info.digest) if is_sound else None,
+    }
 
 
 def check_version(expect: object) -> None:
@@ -55,16 +68,16 @@ def check_version(expect: object) -> None:
         raise InvalidArgumentError("expect is no version: pass one that load_version or load_session returned")
 
 
-def demanded_update(agent_id: str, expect: str | None, summary: AgentSummary | None) -> int | None:
-    """The ``expect_updated_at`` of a write that demands the version *expect*, or None if it demands none.
+def demanded_by(agent_id: str, expect: str | None, summary: AgentSummary | None) -> dict[str, Any]:
+    """The fields of a batch that demand the version *expect*; none if it is None.
 
-    With it the engine refuses the write once the agent has another version.
+    With them the engine refuses the write once the agent has another version.
 
     Raises:
         ConflictError: the agent has another version than *expect*.
     """
     if expect is None:
-        return None
+        return {}
     version = version_of(summary)
     if version != expect:
         raise ConflictError(
@@ -72,7 +85,7 @@ def demanded_update(agent_id: str, expect: str | None, summary: AgentSummary | N
             version,
             f"it has version {version} and the write demands {expect}: another write came between; load it again",
         )
-    return update_of(summary)
+    return unchanged(summary)
 
 
 async def document_conflict(engine: Engine, agent_id: str, writes: Sequence[DocWrite]) -> ConflictError | None:

@@ -2,8 +2,9 @@
 
 No read of an engine covers all kinds. So they are read one after the other, and then looked at again: what is the same
 in both readings was so in between, at the instant when the end of the event log was read. The log itself only grows at
-its end; its first event shows whether events before it were removed. Todos, media and other documents that have no
-versions could escape this, if they changed and changed back between the two readings.
+its end; its first event shows whether events before it were removed. Keys of messages change with the messages. Todos,
+media and other documents that have no versions could escape this, if they changed and changed back between the two
+readings.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from msgspec.structs import replace
 
 from kode_core.batch import (
     AgentSummary,
+    Batch,
     Doc,
     DocKind,
     DocWrite,
@@ -28,24 +30,25 @@ from kode_core.batch import (
     ListWrite,
     Refused,
 )
-from kode_core.codec import Body
-from kode_core.engine import Engine, check_documents
-from kode_core.errors import ConflictError, InvalidArgumentError, StoreBusyError
+from kode_core.codec import Body, refuse_unreadable
+from kode_core.engine import Engine, checks_demands
+from kode_core.errors import ConflictError, CorruptRecordError, InvalidArgumentError, StoreBusyError
 from kode_core.ids import check_agent_id, quoted
 from kode_core.jsonvalue import type_name
-from kode_core.model import ABSENT, AgentInfo, AgentRecords, Message, Timeline, ToolCallRecord
+from kode_core.model import AgentInfo, AgentRecords, Message, Timeline, ToolCallRecord
 from kode_core.pace import Pace
 from kode_core.store.context import Context
-from kode_core.store.documents import decoded_document, imported_documents, stored_documents
+from kode_core.store.documents import check_docs, decoded_document, imported_documents, name_of, stored_documents
 from kode_core.store.events import EventAppender, limit_after, stored_event
+from kode_core.store.keyed import imported_keys, position_of_key
 from kode_core.store.kinds import KINDS, Kind
 from kode_core.store.pages import FIRST_PAGE
 from kode_core.store.reader import Reader, decoded_info
 from kode_core.store.rows import INT64, LISTS, check_class, event_writes, info_of, records_of
-from kode_core.store.versions import head_of, version_of
+from kode_core.store.versions import head_of, unchanged, version_of
 from kode_core.store.writer import Writer
 
-__all__ = ["Wholes", "check_unused", "new_list", "own_are_still", "state_of"]
+__all__ = ["Wholes", "new_list", "own_are_still", "state_of", "write_new"]
 
 _ATTEMPTS: Final = 20
 _UPDATED: Final = range(1, 2**61)
@@ -69,11 +72,12 @@ class _Instant(msgspec.Struct):
     lists: dict[ListKind, Sequence[tuple[Body, int]]]
     docs: dict[DocKind, Sequence[Doc]]
     own: list[Doc]
+    keys: list[Doc]
     events: list[EventRow]
 
     @property
     def is_empty(self) -> bool:
-        """True if it has no record of any kind."""
+        """True if it has no record of any kind; keys of messages alone are none."""
         return not (self.has_updated_at or self.own or self.events or any(self.docs.values()))
 
     @property
@@ -148,10 +152,11 @@ class Wholes:
                 fields[part] = await self._reader.decoded_doc(agent_id, kind, docs, "")
         fields["message_times"] = [created_at for _, created_at in found.lists[ListKind.MESSAGES]]
         for kind_of_list in ListKind:
-            rows = found.lists.pop(kind_of_list)
-            fields[kind_of_list.value] = await self._reader.decoded(agent_id, kind_of_list, rows, 0)
+            name = kind_of_list.value
+            fields[name] = await self._reader.decoded(agent_id, kind_of_list, found.lists.pop(kind_of_list), 0)
         pace = Pace()
         fields["documents"] = [await decoded_document(agent_id, doc, pace) for doc in found.own]
+        fields["message_keys"] = dict([await position_of_key(agent_id, doc, pace) for doc in found.keys])
         fields["event_offsets"] = [row.offset for row in found.events]
         fields["events"] = await _timelines(agent_id, found.events)
         return AgentRecords(agent_id=agent_id, **fields)
@@ -176,6 +181,7 @@ class Wholes:
         engine = self._context.engine
         summary = await engine.summary(agent_id)
         own = [doc async for doc in stored_documents(engine, agent_id)]
+        keys = [doc async for doc in stored_documents(engine, agent_id, of_core=True)]
         docs = {kind.kind: await engine.docs(agent_id, kind.kind) for kind in KINDS}
         lists = dict[ListKind, Sequence[tuple[Body, int]]]()
         for kind in ListKind:
@@ -183,7 +189,7 @@ class Wholes:
             if found.version != head_of(summary, kind).version:
                 return None
             lists[kind] = found.rows
-        return _Instant(summary, lists, docs, own, events)
+        return _Instant(summary, lists, docs, own, keys, events)
 
     async def _is_still(self, agent_id: str, found: _Instant) -> bool:
         """Whether the agent, apart from its events, is as it was read."""
@@ -199,24 +205,17 @@ class Wholes:
 
     async def write(self, agent_id: str, fence: Fence | None, records: AgentRecords) -> None:
         """Write an agent of which nothing is stored."""
-        context, engine = self._context, self._context.engine
         check_class(AgentRecords, records, "records")
         updated_at = _checked(records)
-        batch = context.batch(agent_id, fence=fence, expect_updated_at=0, **await self._contents(agent_id, records))
+        batch = self._context.batch(agent_id, fence=fence, **await self._contents(agent_id, records))
         batch = batch if updated_at is None else replace(batch, now=updated_at)
         try:
-            for _ in range(_ATTEMPTS):
-                await check_unused(engine, agent_id, "import")
-                if not isinstance(await context.commit(batch), Refused):
-                    self._appender.stored(agent_id, batch.events)
-                    return
-                there = version_of(await engine.summary(agent_id))
-                if there != ABSENT:  # otherwise the engine refused for now, or another writer put documents there
-                    raise ConflictError(agent_id, there, "it exists already; an import replaces no agent")
+            if not await write_new(self._context, batch, "import"):
+                raise StoreBusyError(f"agent {agent_id!r} kept changing while it was imported; nothing was written")
         except ConflictError:
             await self._writer.check_held(agent_id, fence)
             raise
-        raise StoreBusyError(f"agent {agent_id!r} kept changing while it was imported; nothing was written")
+        self._appender.stored(agent_id, batch.events)
 
     async def _contents(self, agent_id: str, records: AgentRecords) -> dict[str, Any]:
         """The contents of the batch."""
@@ -225,8 +224,8 @@ class Wholes:
             info = await info_of(agent_id, _renamed(records, agent_id))
         docs = [write for kind, part in _PARTS for write in await _doc_writes(kind, part, getattr(records, part))]
         own = await imported_documents(records.documents)
-        if own:
-            check_documents(self._context.engine)
+        own = (*own, *await imported_keys(records.message_keys))
+        check_docs(self._context.engine, own)
         messages = records_of(Message, records.messages, "records.messages")
         calls = records_of(ToolCallRecord, records.tool_calls, "records.tool_calls")
         times = _times(records.message_times, len(messages))
@@ -266,23 +265,63 @@ async def own_are_still(engine: Engine, agent_id: str, read: Sequence[Doc]) -> b
 
     A version never comes back with another value, so that a document with one version in both readings had that
     value in between, too.
+
+    Raises:
+        CorruptRecordError: a document is damaged so that it has one version with its body, and another one without.
     """
-    again = stored_documents(engine, agent_id, bodies=False)
-    return [(doc.key, doc.body.digest) async for doc in again] == [(doc.key, doc.body.digest) for doc in read]
+    again = {doc.key: doc.body.digest async for doc in stored_documents(engine, agent_id, bodies=False)}
+    before = {doc.key: doc.body.digest for doc in read}
+    for key, version in before.items():
+        if again.get(key, version) != version:
+            await _check_changed(engine, agent_id, key, version)
+    return again == before
 
 
-async def check_unused(engine: Engine, agent_id: str, noun: str) -> None:
-    """Raise ConflictError for an id that has events or documents; the commit sees info, messages and tool calls.
+async def _check_changed(engine: Engine, agent_id: str, key: str, before: bytes) -> None:
+    """Raise if a document that is read again with its body has the version from *before*: then it has two at once."""
+    for doc in await engine.docs(agent_id, DocKind.DOCUMENTS, key):
+        if doc.body.digest == before:
+            name = name_of(agent_id, key)
+            refuse_unreadable(doc.body, name)
+            raise CorruptRecordError(name, "its stored version is not the version of its value")
 
-    A *noun*, which is a fork or an import, overwrites and inherits nothing.
+
+async def write_new(context: Context, batch: Batch, noun: str) -> bool:
+    """Write an agent of which nothing is stored; False if others kept changing it.
+
+    A *noun*, which is a fork or an import, overwrites and inherits nothing. An engine that checks demands looks again
+    in the atomic step of the write. Lists that are empty and have versions, since all was removed from them, are no
+    contents: the write deletes them, so that the agent has the given times.
+
+    Raises:
+        ConflictError: a record of some kind is stored.
     """
+    engine, agent_id = context.engine, batch.agent_id
+    batch = replace(batch, expect_nothing=checks_demands(engine))
+    for _ in range(_ATTEMPTS):
+        summary = await engine.summary(agent_id)
+        await _check_unused(engine, summary, agent_id, noun)
+        demands = unchanged(summary)
+        lists = zip((batch.messages, batch.tool_calls), demands["expect_lists"], strict=True)
+        messages, calls = (write and replace(write, expect=version) for write, version in lists)
+        attempt = replace(batch, delete=summary is not None, messages=messages, tool_calls=calls, **demands)
+        if not isinstance(await context.commit(attempt), Refused):
+            return True
+    return False
+
+
+async def _check_unused(engine: Engine, summary: AgentSummary | None, agent_id: str, noun: str) -> None:
+    """Raise ConflictError for an id under which a record of some kind is stored."""
+    if summary is not None and (summary.info or summary.messages.count or summary.tool_calls.count):
+        raise ConflictError(agent_id, version_of(summary), f"it exists already, so that no {noun} can take its id")
     if await engine.last_event(agent_id) is not None:
-        raise ConflictError(agent_id, ABSENT, f"it has events, so that no {noun} can take its id")
+        raise ConflictError(agent_id, version_of(summary), f"it has events, so that no {noun} can take its id")
     for kind in DocKind:
         if kind not in (DocKind.LAYER, DocKind.DOCUMENTS) and await engine.docs(agent_id, kind):
-            raise ConflictError(agent_id, ABSENT, f"it has {kind.value}, so that no {noun} can take its id")
+            problem = f"it has {kind.value}, so that no {noun} can take its id"
+            raise ConflictError(agent_id, version_of(summary), problem)
     async for _ in stored_documents(engine, agent_id, bodies=False):
-        raise ConflictError(agent_id, ABSENT, f"it has documents, so that no {noun} can take its id")
+        raise ConflictError(agent_id, version_of(summary), f"it has documents, so that no {noun} can take its id")
 
 
 async def new_list(kind: ListKind, records: Sequence[Any], times: Sequence[int], now: int) -> ListWrite:

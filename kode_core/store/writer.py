@@ -28,7 +28,7 @@ from kode_core.store.list_memory import ListMemory
 from kode_core.store.lists import Append, Replace, Upsert
 from kode_core.store.remembered import Remembered
 from kode_core.store.rows import LISTS
-from kode_core.store.versions import check_version, demanded_update, document_conflict, head_of
+from kode_core.store.versions import check_version, demanded_by, document_conflict, head_of
 
 __all__ = ["ListEdit", "ListHow", "PlannedEdit", "Rest", "TurnWrites", "Writer", "until_written"]
 
@@ -144,13 +144,13 @@ class Writer:
 
         async def attempt(_: int) -> PlannedEdit | None:
             summary = await self._context.engine.summary(agent_id)
-            updated_at = await self._demanded(agent_id, expect, summary, fence)
+            demanded = await self._demanded(agent_id, expect, summary, fence)
             head = head_of(summary, kind)
             known = self._memory.get(agent_id, kind)
             if known is not None and known.version != head.version:
                 known = None
             edit = await plan(head, known)
-            if edit is None or not await self._commit_edit(agent_id, kind, edit, known, fence, updated_at):
+            if edit is None or not await self._commit_edit(agent_id, kind, edit, known, fence, demanded):
                 return None
             return edit
 
@@ -164,18 +164,16 @@ class Writer:
         edit: PlannedEdit,
         known: Remembered | None,
         fence: Fence | None,
-        updated_at: int | None,
+        demanded: dict[str, Any],
     ) -> bool:
-        """Try once; False if another writer changed the list, or the agent is no longer of *updated_at*."""
+        """Try once; False if another writer changed the list, or the agent is no longer as *demanded*."""
         context, write = self._context, edit.write
         if write is None:
             await self.check_held(agent_id, fence)
             return True
         outcome = None
         try:
-            outcome = await context.commit(
-                context.batch(agent_id, fence=fence, expect_updated_at=updated_at, **{kind.value: write})
-            )
+            outcome = await context.commit(context.batch(agent_id, fence=fence, **demanded, **{kind.value: write}))
         finally:
             head = _head_after(outcome, kind)
             if known is not None and edit.note is not None and head.version:
@@ -190,15 +188,15 @@ class Writer:
         self, agent_id: str, turn: TurnWrites, rest: Rest, fence: Fence | None, conflicts: int
     ) -> Sequence[int] | None:
         """Try once, after so many conflicts; None if another writer was faster."""
-        updated_at, whole = None, conflicts >= _CONFLICTS_BEFORE_WHOLE
+        demanded, whole = dict[str, Any](), conflicts >= _CONFLICTS_BEFORE_WHOLE
         if turn.expect is not None:
             summary = await self._context.engine.summary(agent_id)
-            updated_at = await self._demanded(agent_id, turn.expect, summary, fence)
+            demanded = await self._demanded(agent_id, turn.expect, summary, fence)
         changes = {kind: await self._change(agent_id, kind, edit, whole=whole) for kind, edit in turn.lists.items()}
         batch = self._context.batch(
             agent_id,
             fence=fence,
-            expect_updated_at=updated_at,
+            **demanded,
             info=rest.info,
             docs=rest.docs,
             events=rest.events,
@@ -242,10 +240,10 @@ class Writer:
 
     async def _demanded(
         self, agent_id: str, expect: str | None, summary: AgentSummary | None, fence: Fence | None
-    ) -> int | None:
-        """See :func:`demanded_update`. That the lease is lost is the reason that counts if both are refused."""
+    ) -> dict[str, Any]:
+        """See :func:`demanded_by`. That the lease is lost is the reason that counts if both are refused."""
         try:
-            return demanded_update(agent_id, expect, summary)
+            return demanded_by(agent_id, expect, summary)
         except ConflictError:
             await self.check_held(agent_id, fence)
             raise
