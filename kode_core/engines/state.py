@@ -6,11 +6,9 @@ have its place in the file.
 
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Final, Protocol, cast
+from typing import cast
 
 from msgspec.structs import replace
 
@@ -21,12 +19,10 @@ from kode_core.batch import (
     Batch,
     Doc,
     DocKind,
+    DocQuery,
     DocSpan,
     DocWrite,
-    EventDrop,
-    EventRange,
-    EventRow,
-    EventWrite,
+    Index,
     Info,
     ListHead,
     ListKind,
@@ -39,10 +35,11 @@ from kode_core.batch import (
     placed_docs,
 )
 from kode_core.codec import Body
-from kode_core.model import CHANNELS
+from kode_core.engines.event_log import Bodies, EventLog
+from kode_core.engines.own_docs import OwnDocs
 from kode_core.query import AgentStats
 
-__all__ = ["AgentState", "EventLog", "ListState"]
+__all__ = ["AgentState", "ListState", "accepted"]
 
 
 class ListState:
@@ -88,195 +85,20 @@ class ListState:
         self.version = head.version
 
 
-_CROWD: Final = 16
-"""Up to this many events with one seq are searched one by one; more of them get an index."""
-
-
-class Bodies(Protocol):
-    """The bodies of a log, without their digests, which it has by itself."""
-
-    def append(self, body: Body, /) -> None: ...
-
-    def body(self, i: int, digest: bytes, /) -> Body: ...
-
-    def keep(self, kept: slice, first: int, /) -> None: ...
-
-
-class Texts:
-    """Bodies that have their texts."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-
-    def append(self, body: Body) -> None:
-        self._texts.append(body.text)
-
-    def body(self, i: int, digest: bytes) -> Body:
-        return Body(self._texts[i], digest)
-
-    def keep(self, kept: slice, first: int) -> None:
-        self._texts[:first] = self._texts[kept]
-
-
-class EventLog:
-    """An agent's events in arrays by offset; their order by (seq, offset) is kept only if it differs."""
-
-    __slots__ = ("_channels", "_crowds", "_digests", "_offsets", "_order", "_seqs", "bodies", "dropped", "next_offset")
-
-    def __init__(self, next_offset: int = 1, bodies: Bodies | None = None) -> None:
-        self.next_offset = next_offset
-        self.bodies = Texts() if bodies is None else bodies
-        self._offsets = array("q")
-        self._seqs = array("q")
-        self._channels = bytearray()
-        self._digests = bytearray()
-        self._order: array[int] | None = None
-        self._crowds: dict[int, dict[bytes, int]] = {}
-        self.dropped = 0
-        """The number of events that were dropped since the caller last set it to 0."""
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def _at(self, rank: int) -> int:
-        return rank if self._order is None else self._order[rank]
-
-    def _seq_at(self, rank: int) -> int:
-        return self._seqs[self._at(rank)]
-
-    def _digest(self, i: int) -> bytes:
-        return bytes(self._digests[i * 16 : i * 16 + 16])
-
-    def find(self, seq: int, digest: bytes) -> int | None:
-        """The offset of the event with this seq and digest."""
-        crowd = self._crowds.get(seq)
-        if crowd is not None:
-            return crowd.get(digest)
-        ranks = range(len(self))
-        first = bisect_left(ranks, seq, key=self._seq_at)
-        last = bisect_right(ranks, seq, lo=first, key=self._seq_at)
-        for i in map(self._at, ranks[first:last][:_CROWD]):
-            if self._digest(i) == digest:
-                return self._offsets[i]
-        if last - first <= _CROWD:
-            return None
-        crowd = self._crowds[seq] = {}
-        for i in map(self._at, ranks[first:last]):
-            crowd.setdefault(self._digest(i), self._offsets[i])
-        return crowd.get(digest)
-
-    def offsets_for(self, events: Sequence[EventWrite]) -> tuple[int, ...]:
-        """The offset that each event will have, or already has (EVT-4)."""
-        fresh: dict[tuple[int, bytes], int] = {}
-        for event in events:
-            key = (event.seq, event.body.digest)
-            if key not in fresh:
-                known = self.find(*key)
-                fresh[key] = self.next_offset + len(fresh) if known is None else known
-        return tuple(fresh[event.seq, event.body.digest] for event in events)
-
-    def apply(self, events: Sequence[EventWrite], offsets: Sequence[int]) -> None:
-        for event, offset in zip(events, offsets, strict=True):
-            if not self._offsets or offset > self._offsets[-1]:
-                self._add(event, offset)
-
-    def _add(self, event: EventWrite, offset: int) -> None:
-        i = len(self)
-        if self._order is None and i and event.seq < self._seqs[-1]:
-            self._order = array("q", range(i))
-        if self._order is not None:
-            self._order.insert(bisect_right(range(i), event.seq, key=self._seq_at), i)
-        self._offsets.append(offset)
-        self._seqs.append(event.seq)
-        self._channels.append(CHANNELS.index(event.channel))
-        self._digests += event.body.digest
-        if event.seq in self._crowds:
-            self._crowds[event.seq].setdefault(event.body.digest, offset)
-        self.bodies.append(event.body)
-        self.next_offset = max(self.next_offset, offset + 1)
-
-    def has(self, offset: int) -> bool:
-        """Whether the event with this offset is stored."""
-        i = bisect_left(self._offsets, offset)
-        return i < len(self) and self._offsets[i] == offset
-
-    def drop(self, drop: EventDrop) -> None:
-        """Remove a prefix of the log, but for one event."""
-        first = bisect_left(self._offsets, drop.before)
-        i = bisect_left(self._offsets, drop.keep)
-        kept = slice(i, i + (i < first and self._offsets[i] == drop.keep))
-        gone = first - (kept.stop - kept.start)
-        if not gone:
-            return
-        for j in range(first if self._crowds else 0):
-            crowd = self._crowds.get(self._seqs[j])
-            if crowd is not None and j != kept.start and crowd.get(self._digest(j)) == self._offsets[j]:
-                del crowd[self._digest(j)]
-        if self._order is not None:
-            left = [j - gone for j in self._order if j >= first]
-            for j in range(kept.start, kept.stop):
-                behind = self._order[self._order.index(j) + 1 :]
-                left.insert(len(left) - sum([k >= first for k in behind]), 0)
-            self._order = array("q", left)
-        for column in (self._offsets, self._seqs):
-            column[:first] = column[kept]
-        self._channels[:first] = self._channels[kept]
-        self._digests[: first * 16] = self._digests[kept.start * 16 : kept.stop * 16]
-        self.bodies.keep(kept, first)
-        self.dropped += gone
-
-    def row(self, i: int) -> EventRow:
-        return EventRow(self._offsets[i], self._seqs[i], self.bodies.body(i, self._digest(i)))
-
-    def write_of(self, i: int) -> EventWrite:
-        """The write that made event *i*."""
-        row = self.row(i)
-        return EventWrite(row.seq, CHANNELS[self._channels[i]], row.body)
-
-    def read(self, span: EventRange) -> list[EventRow]:
-        channel = None if span.channel is None else CHANNELS.index(span.channel)
-        rows: list[EventRow] = []
-        for i in self._ordered(span):
-            if len(rows) == span.limit:
-                break
-            if channel is None or self._channels[i] == channel:
-                rows.append(self.row(i))
-        return rows
-
-    def _ordered(self, span: EventRange) -> Iterator[int]:
-        everything = range(len(self))
-        if span.order == "offset":
-            start = 0 if span.after is None else bisect_right(self._offsets, span.after[1])
-            return (i for i in everything[start:] if span.since_seq is None or self._seqs[i] > span.since_seq)
-        start = 0
-        if span.since_seq is not None:
-            start = bisect_right(everything, span.since_seq, key=self._seq_at)
-        if span.after is not None:
-            behind = bisect_right(everything, span.after, key=lambda r: (self._seq_at(r), self._offsets[self._at(r)]))
-            start = max(start, behind)
-        return map(self._at, everything[start:])
-
-    def last(self) -> EventRow | None:
-        return self.row(self._at(len(self) - 1)) if len(self) else None
-
-    def repeated_offset(self) -> int | None:
-        """An offset that does not grow over the one before it; None if all do."""
-        return next((b for a, b in zip(self._offsets, self._offsets[1:], strict=False) if b <= a), None)
-
-
 class AgentState:
     """Everything that is stored for one agent."""
 
-    __slots__ = ("_keys", "agent_id", "docs", "info", "last_op", "last_outcome", "lists", "log", "updated_at")
+    __slots__ = ("_own", "agent_id", "docs", "info", "last_op", "last_outcome", "lists", "log", "since", "updated_at")
 
-    def __init__(self, agent_id: str, next_offset: int = 1, bodies: Bodies | None = None) -> None:
+    def __init__(self, agent_id: str, next_offset: int = 1, bodies: Bodies | None = None, *, since: int = 0) -> None:
         self.agent_id = agent_id
+        self.since = since
+        """The time of the last change of an agent of this id that was deleted, if it may not have passed yet."""
         self.info: Info | None = None
         self.updated_at = 0
         self.lists = {kind: ListState() for kind in ListKind}
         self.docs: dict[tuple[DocKind, str], Doc] = {}
-        self._keys: list[str] = []
-        """The keys of the documents of the kind DOCUMENTS, in their order."""
+        self._own = OwnDocs()
         self.log = EventLog(next_offset, bodies)
         self.last_op = ""
         self.last_outcome = Applied()
@@ -288,6 +110,13 @@ class AgentState:
         return bool(self.info or self.log or lists or any(kind != DocKind.LAYER for kind, _ in self.docs))
 
     @property
+    def _has_more(self) -> bool:
+        """True if documents, but for layers' and the core's, or events are stored."""
+        others = (DocKind.LAYER, DocKind.DOCUMENTS)
+        is_own = self._own.count_below(CORE_KEYS) > 0
+        return bool(self.log) or is_own or any(kind not in others for kind, _ in self.docs)
+
+    @property
     def is_empty(self) -> bool:
         lists = any(rows.version for rows in self.lists.values())
         return not (self.info or self.docs or self.log or lists)
@@ -296,10 +125,11 @@ class AgentState:
 
     def refusal(self, batch: Batch) -> Refused | None:
         """The reason why *batch* must not be applied, apart from the fence."""
-        found = [(key, self.docs.get((DocKind.DOCUMENTS, key))) for key in batch.demanded_docs]
-        digests = {key: doc.body.digest for key, doc in found if doc is not None}
+        found = [(name, self.docs.get(name)) for name in batch.demanded_docs]
+        digests = {name: doc.body.digest for name, doc in found if doc is not None}
         heads = (self.lists[ListKind.MESSAGES].head, self.lists[ListKind.TOOL_CALLS].head)
-        refusal = batch.refusal(self.updated_at, *heads, digests)
+        info, has_more = self.info.body.digest if self.info else b"", batch.expect_nothing and self._has_more
+        refusal = batch.refusal(self.updated_at, *heads, digests, info=info, has_more=has_more)
         if refusal is None and batch.drop_events is not None and not self.log.has(batch.drop_events.keep):
             return Refused("events")
         return refusal
@@ -313,17 +143,14 @@ class AgentState:
         )
 
     def stamped(self, batch: Batch) -> Batch:
-        """*batch* with a time after the last change, whatever the clock says (INFO-2), and its messages too (MSG-4).
-
-        It demands no documents any more: a file that repeats it would find its own.
-        """
+        """*batch* with a time after the last change, whatever the clock says (INFO-2), and its messages too (MSG-4)."""
         if batch.messages is not None:
             kept = self.lists[ListKind.MESSAGES].head.kept(batch.messages)
             batch = replace(batch, docs=placed_docs(batch.docs, kept))
-        if batch.demanded_docs:
-            batch = replace(batch, docs=tuple(replace(write, expect=None) for write in batch.docs))
-        if batch.is_touching and batch.now <= self.updated_at:
-            batch = replace(batch, now=self.updated_at + 1)
+        batch = accepted(batch)
+        last = self.updated_at if batch.lists else max(self.updated_at, self.since)  # a new list has a new version
+        if batch.is_touching and batch.now <= last:
+            batch = replace(batch, now=last + 1)
         if batch.messages is not None and batch.messages.is_blind:
             batch = replace(batch, messages=self.lists[ListKind.MESSAGES].in_order(batch.messages))
         return batch
@@ -346,15 +173,31 @@ class AgentState:
 
     def _apply_doc(self, change: DocWrite) -> None:
         name, is_own = (change.kind, change.key), change.kind is DocKind.DOCUMENTS
-        if change.doc is None:
-            if self.docs.pop(name, None) is not None and is_own:
-                del self._keys[bisect_left(self._keys, change.key)]
-            return
-        if is_own and name not in self.docs:
-            insort(self._keys, change.key)
-        self.docs[name] = change.doc
+        old = self.docs.pop(name, None) if change.doc is None else self.docs.get(name)
+        if is_own:
+            self._own.note(change.key, old, change.doc)
+        if change.doc is not None:
+            self.docs[name] = change.doc
 
     # --- reads
+
+    @property
+    def message_count(self) -> int:
+        """The number of messages."""
+        return len(self.lists[ListKind.MESSAGES].rows)
+
+    @property
+    def call_count(self) -> int:
+        """The number of records of tool calls."""
+        return len(self.lists[ListKind.TOOL_CALLS].rows)
+
+    def indexed(self, kind: ListKind) -> Iterator[tuple[int, Index]]:
+        """The time and the columns of each row of a list."""
+        return ((row.created_at, row.index) for row in self.lists[kind].rows)
+
+    def body_at(self, kind: ListKind, position: int) -> Body:
+        """The body of a row."""
+        return self.lists[kind].rows[position].body
 
     def summary(self) -> AgentSummary | None:
         if self.info is None and not any(x.version for x in self.lists.values()):
@@ -397,12 +240,11 @@ class AgentState:
         return [doc for (k, _), doc in self.docs.items() if k == kind]
 
     def docs_in(self, span: DocSpan) -> list[Doc]:
-        first, end = bisect_left(self._keys, span.start), bisect_left(self._keys, span.stop)
-        if span.descending:
-            keys = self._keys[max(first, end - span.limit) : end][::-1]
-        else:
-            keys = self._keys[first : min(end, first + span.limit)]
-        return [self.docs[DocKind.DOCUMENTS, key] for key in keys]
+        return [self.docs[DocKind.DOCUMENTS, key] for key in self._own.within(span)]
+
+    def found_docs(self, query: DocQuery) -> list[Doc]:
+        """The agent's part of the results of a query."""
+        return [self.docs[DocKind.DOCUMENTS, key] for key in self._own.found(self.agent_id, query)]
 
     def stats(self) -> AgentStats:
         calls = [cast(ToolCallIndex, row.index) for row in self.lists[ListKind.TOOL_CALLS].rows]
@@ -410,10 +252,19 @@ class AgentState:
             total_messages=len(self.lists[ListKind.MESSAGES].rows),
             total_tool_calls=len(calls),
             total_snapshots=sum(kind == DocKind.SNAPSHOTS for kind, _ in self.docs),
-            total_documents=bisect_left(self._keys, CORE_KEYS),
+            total_documents=self._own.count_below(CORE_KEYS),
             tool_calls_by_name=dict(Counter(call.tool_name for call in calls)),
             tool_calls_by_state=dict(Counter(call.state for call in calls)),
         )
+
+
+def accepted(batch: Batch) -> Batch:
+    """*batch* without its demands on documents, info and contents: a file that repeats it would find its own."""
+    if batch.demanded_docs:
+        batch = replace(batch, docs=tuple(replace(write, expect=None) for write in batch.docs))
+    if batch.expect_nothing or batch.expect_info is not None:
+        batch = replace(batch, expect_nothing=False, expect_info=None)
+    return batch
 
 
 def _key(row: Row) -> str | None:

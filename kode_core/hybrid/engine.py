@@ -40,10 +40,22 @@ from kode_core.batch import (
     Refused,
 )
 from kode_core.codec import Body, digest
-from kode_core.engine import Engine, Medium, Progress, Watch, drops_events, idle_poll_ms, unwatched, watch
+from kode_core.engine import (
+    Engine,
+    Medium,
+    Progress,
+    Watch,
+    checks_demands,
+    drops_events,
+    idle_poll_ms,
+    unwatched,
+    watch,
+)
 from kode_core.errors import ConfigurationError, KodeError, OutcomeUnknownError, StorageError
 from kode_core.hybrid.companion import companion, note_companion, noted
 from kode_core.layers.base import Layer
+from kode_core.rewriting import EventBody, rewrites_events
+from kode_core.searched import finds_text
 from kode_core.store.kinds import KINDS
 
 __all__ = ["HybridEngine"]
@@ -92,13 +104,18 @@ class HybridEngine(Layer):
             return f"file_store_base_dir {self.files.folder.base} has agents of another store: give a new folder"
         return ""
 
+    @property
+    def finds_text(self) -> bool:
+        """Whether the database has an index of texts: messages are in the database."""
+        return finds_text(self.inner)
+
     # --- writes
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         in_database, in_files, in_both = [], [], []
         for i, batch in enumerate(batches):
             has_files = bool(batch.events or batch.drop_events) or any(write.kind in _IN_FILES for write in batch.docs)
-            if not has_files and not batch.delete:
+            if not (has_files or batch.delete or batch.expect_nothing):
                 in_database.append(i)
             elif not batch.fence and _is_only_files(batch):
                 in_files.append(i)
@@ -196,9 +213,25 @@ class HybridEngine(Layer):
         return await engine.docs(agent_id, kind, key)
 
     @property
+    def checks_demands(self) -> bool:
+        """Whether both engines check demands on documents of every kind, and that an agent has nothing.
+
+        The files check theirs when they prepare a write, and nobody else writes them until the database has decided.
+        """
+        return checks_demands(self.inner) and checks_demands(self.files)
+
+    @property
     def drops_events(self) -> bool:
         """Whether the engine that has the events removes a part of them: the files do."""
         return drops_events(self.files)
+
+    @property
+    def rewrites_events(self) -> bool:
+        """Whether the engine that has the events replaces their bodies: the files do."""
+        return rewrites_events(self.files)
+
+    async def rewrite_events(self, agent_id: str, changes: Sequence[EventBody]) -> None:
+        await self.files.rewrite_events(agent_id, changes)
 
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
         return await self.files.events(agent_id, span)
@@ -220,9 +253,11 @@ class HybridEngine(Layer):
         return [*self.inner.probes(), *self.files.probes()]
 
     async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
+        """The ids of both, up to the end of the page that ends first: behind it the other page may have gaps."""
         parts = await self.inner.stored_ids(after, limit), await self.files.stored_ids(after, limit)
         left_out = [name for part in parts if isinstance(part, Found) for name in part.left_out]
-        return Found(sorted({*parts[0], *parts[1]})[:limit], left_out)
+        end = min((part[-1] for part in parts if part), default="")
+        return Found(sorted(agent_id for agent_id in {*parts[0], *parts[1]} if agent_id <= end)[:limit], left_out)
 
     async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
         return [*await self.inner.inspect(agent_id, progress), *await self.files.inspect(agent_id, progress)]
@@ -273,13 +308,13 @@ _UNMARK: Final = DocWrite(DocKind.LAYER, _MARK, None)
 
 def _is_only_files(batch: Batch) -> bool:
     database = batch.delete or batch.info or batch.messages or batch.tool_calls or batch.expect_updated_at is not None
-    return not database and all(write.kind in _IN_FILES for write in batch.docs)
+    return not (database or batch.expect_nothing) and all(write.kind in _IN_FILES for write in batch.docs)
 
 
 def _files_part(batch: Batch) -> Batch:
     docs = tuple(write for write in batch.docs if write.kind in _IN_FILES)
-    kept = replace(batch, fence=None, expect_updated_at=None, info=None, messages=None, tool_calls=None)
-    return replace(kept, docs=docs)
+    kept = replace(batch, fence=None, expect_updated_at=None, expect_lists=None, expect_info=None)
+    return replace(kept, info=None, messages=None, tool_calls=None, docs=docs)
 
 
 def _database_part(batch: Batch) -> Batch:

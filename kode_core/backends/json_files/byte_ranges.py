@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from kode_core.backends.json_files.files import read_at
 from kode_core.backends.json_files.frames import Located
 from kode_core.batch import Applied, Batch, DocWrite, EventWrite, ListKind, ListWrite, with_bodies
-from kode_core.codec import Body, digest
+from kode_core.codec import Body, is_intact
 from kode_core.engines.state import AgentState
 from kode_core.errors import CorruptRecordError
 
@@ -34,6 +34,10 @@ class ByteRanges:
 
     def body(self, i: int, digest: bytes) -> Body:
         return Located("", digest, self._starts[i], self._sizes[i])
+
+    def put(self, i: int, body: Body) -> None:
+        assert isinstance(body, Located)
+        self._starts[i], self._sizes[i] = body.start, body.size
 
     def keep(self, kept: slice, first: int) -> None:
         self._starts[:first] = self._starts[kept]
@@ -62,7 +66,7 @@ class BodyReader:
             CorruptRecordError: the text does not match its digest.
         """
         read = self._body(body, "replace")
-        if digest(read.text.encode()) != read.digest:
+        if not is_intact(read.text.encode(), read.digest):
             raise CorruptRecordError(f"a record of {self._whose}", "the stored text does not match its checksum")
         return read
 

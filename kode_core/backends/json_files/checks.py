@@ -10,8 +10,10 @@ from kode_core.backends.json_files.cuts import cut_files
 from kode_core.backends.json_files.files import agent_of, translated
 from kode_core.backends.json_files.folder import Folder
 from kode_core.backends.json_files.journal import Journal
-from kode_core.batch import EngineIssue, Found, ListKind, Totals
+from kode_core.backends.json_files.searches import sound_briefs
+from kode_core.batch import EngineIssue, Found, Totals
 from kode_core.errors import CorruptRecordError, SchemaVersionError
+from kode_core.ids import MAX_AGENT_ID_BYTES
 
 __all__ = ["inspected", "leftovers", "stored_ids", "totals"]
 
@@ -21,12 +23,11 @@ def totals(folder: Folder) -> Totals:
     agents = messages = tool_calls = 0
     left_out: list[str] = []
     is_used = False
-    for journal, _ in folder.sound_journals(left_out):
-        state = journal.state
-        is_used = is_used or not state.is_empty
-        agents += state.info is not None
-        messages += len(state.lists[ListKind.MESSAGES].rows)
-        tool_calls += len(state.lists[ListKind.TOOL_CALLS].rows)
+    for _, _, found in sound_briefs(folder, left_out):
+        is_used = is_used or found.has_contents
+        agents += found.info is not None
+        messages += found.message_count
+        tool_calls += found.call_count
     size = 0
     with translated(folder.base):
         for entry in os.scandir(folder.base):
@@ -48,6 +49,9 @@ def stored_ids(folder: Folder, after: str | None, limit: int) -> Found[str]:
                 with folder.scanning(journal):
                     if not folder.is_stray(journal):
                         agent_id = journal.state.agent_id
+                        is_layers = not journal.state.has_contents  # documents of layers are under longer ids
+                        if is_layers and len(agent_id.encode()) > MAX_AGENT_ID_BYTES:
+                            continue
                     if journal.damage is not None and not agent_id:
                         raise journal.damage
             except (CorruptRecordError, SchemaVersionError):

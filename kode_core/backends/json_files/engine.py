@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
@@ -17,14 +17,21 @@ from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
-from kode_core.authoring.matching import is_wanted
 from kode_core.backends.json_files import checks
 from kode_core.backends.json_files.children import copy_docs, fork, remove
 from kode_core.backends.json_files.copies import FolderCopy
 from kode_core.backends.json_files.folder import Folder, UnresolvedError, stripe_of
 from kode_core.backends.json_files.holding import Holder
-from kode_core.backends.json_files.journal import BodyReader, Journal
+from kode_core.backends.json_files.journal import BodyReader
 from kode_core.backends.json_files.prepared import PreparedWrite
+from kode_core.backends.json_files.rewriting import rewrite_events
+from kode_core.backends.json_files.searches import (
+    MovedError,
+    searched,
+    searched_whole,
+    sound_briefs,
+    with_texts,
+)
 from kode_core.backends.json_files.stripes import Stripe
 from kode_core.backends.json_files.threads import Threads
 from kode_core.batch import (
@@ -34,12 +41,14 @@ from kode_core.batch import (
     Child,
     Doc,
     DocKind,
+    DocQuery,
     DocSpan,
     EngineIssue,
     EventRange,
     EventRow,
     Fence,
     Found,
+    FoundDoc,
     FoundRow,
     ListKind,
     ListRows,
@@ -52,9 +61,11 @@ from kode_core.batch import (
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, unwatched
 from kode_core.engines import scan
+from kode_core.engines.scan import Searched
 from kode_core.engines.state import AgentState
 from kode_core.errors import OutcomeUnknownError, StorageError, StoreBusyError
-from kode_core.query import AgentStats, RowQuery, SessionQuery, Wanted
+from kode_core.query import AgentStats, Grouping, GroupRows, RowQuery, SessionQuery
+from kode_core.rewriting import EventBody
 
 __all__ = ["JsonFilesEngine", "PreparedWrite"]
 
@@ -76,7 +87,9 @@ class JsonFilesEngine:
     """
 
     name = "json"
-    keeps_documents = drops_events = finds_any_of = can_count = True
+    rewrites_events = True
+    keeps_documents = checks_demands = drops_events = finds_any_of = finds_docs = can_count = can_group = True
+    finds_within = True
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -189,6 +202,16 @@ class JsonFilesEngine:
             except UnresolvedError as exc:
                 await self.resolve(exc)
 
+    async def rewrite_events(self, agent_id: str, changes: Sequence[EventBody]) -> None:
+        def call(_: Stripe) -> None:
+            rewrite_events(self.folder, agent_id, changes)
+
+        while True:
+            try:
+                return await self.holder.write(agent_id, call)
+            except UnresolvedError as exc:
+                await self.resolve(exc)
+
     async def fork_beside(self, agent_id: str, child_ids: Sequence[str], commit: Callable[[], Awaitable[bool]]) -> bool:
         """Copy documents for forks that *commit* makes in another store; the agent's own cannot change meanwhile."""
         while True:
@@ -274,10 +297,8 @@ class JsonFilesEngine:
     async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
         def call() -> Found[str]:
             left_out: list[str] = []
-            journals = self.folder.sound_journals(
-                left_out, lambda agent_id: agent_id.startswith(prefix) and (after is None or agent_id > after)
-            )
-            found = scan.agent_ids((journal.state for journal, _ in journals), prefix, after, limit)
+            sound = sound_briefs(self.folder, left_out, lambda a: a.startswith(prefix) and (after is None or a > after))
+            found = scan.agent_ids((contents for _, _, contents in sound), prefix, after, limit)
             return Found(found, left_out)
 
         return await self.run(call)
@@ -286,73 +307,50 @@ class JsonFilesEngine:
         return await self.run(checks.stored_ids, self.folder, after, limit)
 
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        def search(states: Iterator[AgentState]) -> list[tuple[str, Body, SessionRow]]:
+        def search(states: Iterator[Searched]) -> list[tuple[str, Body, SessionRow]]:
             return [(row.agent_id, row.info, row) for row in scan.find_sessions(states, query)]
 
-        found = await self._found(query.agent_id, search)
+        found = await self._tried(partial(with_texts, self.folder, partial(searched, self.folder, query, search)))
         return Found((replace(row, info=body) for row, body in found), found.left_out)
 
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
-        def search(states: Iterator[AgentState]) -> list[tuple[str, Body, FoundRow]]:
+        def search(states: Iterator[Searched]) -> list[tuple[str, Body, FoundRow]]:
             return [(row.agent_id, row.body, row) for row in scan.find_rows(states, query)]
 
-        found = await self._found(query.agent_id, search)
+        found = await self._tried(partial(with_texts, self.folder, partial(searched, self.folder, query, search)))
         return Found((replace(row, body=body) for row, body in found), found.left_out)
 
+    async def find_docs(self, query: DocQuery) -> Sequence[FoundDoc]:
+        def search(states: Iterator[AgentState]) -> list[tuple[str, Body, FoundDoc]]:
+            return [(one.agent_id, one.doc.body, one) for one in scan.find_docs(states, query)]
+
+        whole = partial(searched_whole, self.folder, query.agent_id, search)
+        found = await self._tried(partial(with_texts, self.folder, whole))
+        return Found((replace(one, doc=replace(one.doc, body=body)) for one, body in found), found.left_out)
+
     async def count(self, query: SessionQuery | RowQuery) -> int:
-        counts = list[int]()
-        await self._found(
-            query.agent_id,
-            lambda states: counts.append(scan.count(states, query)) or [],  # type: ignore[func-returns-value]
-        )
-        return counts[-1]
+        def call() -> int:
+            return searched(self.folder, query, lambda states: scan.count(states, query))[0]
 
-    async def _found(
-        self, wanted: Wanted | None, search: Callable[[Iterator[AgentState]], list[tuple[str, Body, T]]]
-    ) -> Found[tuple[T, Body]]:
-        """The results of *search* over the states of all agents, or some, with the texts of the bodies."""
+        return await self._tried(call)
 
-        def states(seen: dict[str, tuple[Journal, str]], left_out: list[str]) -> Generator[AgentState, None, None]:
-            if not isinstance(wanted, str):
-                for journal, _ in self.folder.sound_journals(left_out, lambda agent_id: is_wanted(agent_id, wanted)):
-                    seen[journal.state.agent_id] = (journal, journal.generation)
-                    yield journal.state
-                return
-            with self.folder.reading(wanted) as (journal, _):
-                if journal.end:
-                    seen[wanted] = (journal, journal.generation)
-                    yield journal.state
+    async def group(self, query: SessionQuery | RowQuery, grouping: Grouping) -> GroupRows:
+        def call() -> GroupRows:
+            found, left_out, _ = searched(self.folder, query, lambda states: scan.group(states, query, grouping))
+            return Found(found, left_out)
 
-        def call() -> Found[tuple[T, Body]]:
-            seen: dict[str, tuple[Journal, str]] = {}
-            left_out: list[str] = []
-            with closing(states(seen, left_out)) as open_ones:  # a search that fails leaves no file locked
-                rows = search(open_ones)
-            texts = self._texts(seen, [(whose, body) for whose, body, _ in rows])
-            return Found(((row, text) for (_, _, row), text in zip(rows, texts, strict=True)), left_out)
+        return await self._tried(call)
 
+    async def _tried(self, call: Callable[[], T]) -> T:
+        """Search again while files are rewritten, or have writes that another engine decides about."""
         for _ in range(_MOVES):
             try:
                 return await self.run(call)
-            except _MovedError:
+            except MovedError:
                 continue
             except UnresolvedError as exc:
                 await self.resolve(exc)
         raise StoreBusyError(f"{self.folder.base}: the files kept changing while they were searched; try again")
-
-    def _texts(self, seen: Mapping[str, tuple[Journal, str]], wanted: Sequence[tuple[str, Body]]) -> list[Body]:
-        """The bodies with their texts, in order; each file is opened once."""
-        found: dict[int, Body] = {}
-        by_agent: dict[str, list[int]] = {}
-        for i, (agent_id, _) in enumerate(wanted):
-            by_agent.setdefault(agent_id, []).append(i)
-        for agent_id, places in by_agent.items():
-            journal, generation = seen[agent_id]
-            with self.folder.scanning(journal) as reader:
-                if journal.generation != generation:  # the file was rewritten in between
-                    raise _MovedError
-                found.update((i, reader.text(wanted[i][1])) for i in places)
-        return [found[i] for i in range(len(wanted))]
 
     async def totals(self) -> Totals:
         return await self.run(checks.totals, self.folder)
@@ -413,7 +411,3 @@ class JsonFilesEngine:
                 await asyncio.gather(*self._jobs, return_exceptions=True)
         finally:
             self._threads.close()
-
-
-class _MovedError(Exception):
-    """A file was rewritten between two reads."""

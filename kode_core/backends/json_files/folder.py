@@ -20,7 +20,7 @@ import re
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -30,12 +30,11 @@ import msgspec
 from kode_core.authoring.files import unlock
 from kode_core.authoring.modes import PRIVATE, create_folders
 from kode_core.authoring.paths import remove_abandoned
+from kode_core.backends.json_files.briefs import Briefs
 from kode_core.backends.json_files.cuts import cut_files
 from kode_core.backends.json_files.file_errors import UnreadableFileError, UnresolvedError
 from kode_core.backends.json_files.files import (
-    agent_of,
     file_name,
-    is_long_name,
     journal_names,
     locked,
     os_error,
@@ -49,7 +48,7 @@ from kode_core.backends.json_files.journal import COMPACT_FROM, BodyReader, Fram
 from kode_core.backends.json_files.leases import LeaseFiles
 from kode_core.backends.json_files.stripes import STRIPES, Stripe, stripe_name, stripe_of
 from kode_core.batch import Applied, Batch, Fence, Outcome, Refused
-from kode_core.engines.state import AgentState
+from kode_core.engines.state import AgentState, accepted
 from kode_core.errors import CorruptRecordError, SchemaVersionError, StorageError, StoreUnavailableError
 
 __all__ = ["FORMAT", "STRIPES", "Folder", "Stripe", "UnreadableFileError", "UnresolvedError", "stripe_of"]
@@ -80,6 +79,7 @@ class Folder:
         self._weights: dict[str, int] = {}
         self._memory = 0
         self._guard = threading.Lock()
+        self.briefs = Briefs()
 
     # --- the folder
 
@@ -227,32 +227,6 @@ class Folder:
         with translated(self.base):
             return journal_names(self.base)
 
-    def sound_journals(
-        self, left_out: list[str], wanted: Callable[[str], bool] = lambda _: True
-    ) -> Iterator[tuple[Journal, BodyReader]]:
-        """All readable journals, one after the other; the labels of the others go to *left_out*.
-
-        A journal whose name encodes an agent id that is not *wanted* is not read.
-        """
-        for name in self.names():
-            agent_id = agent_of(name.removesuffix(".jsonl"))
-            if agent_id is not None and not wanted(agent_id):
-                continue
-            journal = self.journal_named(name)
-            try:
-                with self.scanning(journal) as reader:
-                    if journal.damage is not None:
-                        raise journal.damage
-                    if agent_id is not None:
-                        journal.check_owner(agent_id)
-                    if not self.is_stray(journal):
-                        if journal.end:
-                            yield journal, reader
-                    elif is_long_name(name.removesuffix(".jsonl")):  # a copy would have another name
-                        left_out.append(f"file {name!r}")
-            except (CorruptRecordError, SchemaVersionError):
-                left_out.append(journal.label)
-
     def is_stray(self, journal: Journal) -> bool:
         """True if the file, once it was read, belongs to an agent whose file has another name; a copied file does."""
         agent_id = journal.state.agent_id
@@ -313,6 +287,7 @@ class Folder:
         for path in (*cut_files(journal.path), journal.path):
             path.unlink(missing_ok=True)
         journal.forget()
+        self.briefs.drop(journal.path.name)
         if self.durable:
             sync_folder(self.base)
 
@@ -357,7 +332,7 @@ class Folder:
                 raise UnresolvedError(journal.prepared)
             refusal = journal.state.refusal(batch)
             if refusal is None:
-                journal.append(Frame("prepare", batch), durable=self.durable)
+                journal.append(Frame("prepare", accepted(batch)), durable=self.durable)
             return refusal
 
     def prepared(self, agent_id: str) -> Batch | None:

@@ -39,7 +39,7 @@ import msgspec
 from kode_core.backends.json_files.files import read_at
 from kode_core.backends.json_files.marks import BLANK, PAIR_SIZE, Mark, pair_bytes, pair_from
 from kode_core.batch import Applied, Batch, with_bodies
-from kode_core.codec import Body, digest
+from kode_core.codec import Body, is_intact
 
 __all__ = [
     "FORMAT",
@@ -202,7 +202,7 @@ class FoundFrame(NamedTuple):
         def look(body: Body) -> Body:
             nonlocal sound
             located = place(body)
-            sound = sound and digest(read_at(fd, located.size, located.start)) == body.digest
+            sound = sound and is_intact(read_at(fd, located.size, located.start), body.digest)
             return body
 
         place = _places(self.bodies_at)

@@ -23,11 +23,13 @@ from kode_core.batch import (
     Child,
     Doc,
     DocKind,
+    DocQuery,
     DocSpan,
     EngineIssue,
     EventRange,
     EventRow,
     Fence,
+    FoundDoc,
     FoundRow,
     ListKind,
     ListRows,
@@ -43,7 +45,8 @@ from kode_core.engine import Medium, Progress, unwatched
 from kode_core.engines import scan
 from kode_core.engines.state import AgentState
 from kode_core.errors import UnsupportedError
-from kode_core.query import AgentStats, RowQuery, SessionQuery
+from kode_core.query import AgentStats, Grouping, GroupRows, RowQuery, SessionQuery
+from kode_core.rewriting import EventBody
 
 __all__ = ["MemoryEngine", "MemorySpace"]
 
@@ -57,6 +60,8 @@ class MemorySpace:
         self.leases: dict[str, tuple[Fence, float]] = {}
         self.counter = 0
         """At least as great as every token given out and every offset of a deleted agent."""
+        self.ended: dict[str, int] = {}
+        """When a deleted agent changed last, if the clock had not passed that time: no version comes back (VER-1)."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the lock out: a copy gets a lock of its own."""
@@ -67,7 +72,15 @@ class MemorySpace:
 
     def state(self, agent_id: str) -> AgentState:
         """The agent's state; if there is none, an empty one that is not kept."""
-        return self.states.get(agent_id) or AgentState(agent_id, self.counter + 1)
+        state = self.states.get(agent_id)
+        return state or AgentState(agent_id, self.counter + 1, since=self.ended.get(agent_id, 0))
+
+    def note_end(self, agent_id: str, last: int, now: int) -> None:
+        """An agent that had changed last at *last* is deleted at *now*."""
+        if last >= now:
+            self.ended[agent_id] = last
+        else:
+            self.ended.pop(agent_id, None)
 
     def holds(self, agent_id: str, fence: Fence) -> bool:
         lease = self.leases.get(agent_id)
@@ -79,9 +92,12 @@ class MemoryEngine:
 
     name = "memory"
     keeps_documents = True
-    drops_events = True
+    checks_demands = True
+    drops_events = rewrites_events = True
     finds_any_of = True
-    can_count = True
+    finds_within = True
+    finds_docs = True
+    can_count = can_group = True
 
     def __init__(self, space: MemorySpace | None = None) -> None:
         self._space = space or MemorySpace()
@@ -107,6 +123,7 @@ class MemoryEngine:
         if batch.delete:
             space.counter = max(space.counter, state.log.next_offset)
             space.states.pop(agent_id, None)
+            space.note_end(agent_id, max(state.updated_at, state.since), batch.now)
             state = space.state(agent_id)
         outcome = state.outcome(batch)
         state.apply(state.stamped(batch), outcome)
@@ -142,6 +159,13 @@ class MemoryEngine:
         with self._space.lock:
             return self._space.state(agent_id).log.read(span)
 
+    async def rewrite_events(self, agent_id: str, changes: Sequence[EventBody]) -> None:
+        await asyncio.sleep(0)
+        with self._space.lock:
+            log = self._space.state(agent_id).log
+            for one in changes:
+                log.rewrite(one.offset, one.expect, one.body)
+
     async def last_event(self, agent_id: str) -> EventRow | None:
         with self._space.lock:
             return self._space.state(agent_id).log.last()
@@ -162,9 +186,17 @@ class MemoryEngine:
         with self._space.lock:
             return scan.find_rows(self._space.states.values(), query)
 
+    async def find_docs(self, query: DocQuery) -> Sequence[FoundDoc]:
+        with self._space.lock:
+            return scan.find_docs(self._space.states.values(), query)
+
     async def count(self, query: SessionQuery | RowQuery) -> int:
         with self._space.lock:
             return scan.count(self._space.states.values(), query)
+
+    async def group(self, query: SessionQuery | RowQuery, grouping: Grouping) -> GroupRows:
+        with self._space.lock:
+            return scan.group(self._space.states.values(), query, grouping)
 
     async def stats(self, agent_id: str) -> AgentStats:
         with self._space.lock:
@@ -178,7 +210,7 @@ class MemoryEngine:
                 agents=len(states),
                 messages=sum(len(s.lists[ListKind.MESSAGES].rows) for s in everyone),
                 tool_calls=sum(len(s.lists[ListKind.TOOL_CALLS].rows) for s in everyone),
-                is_used=bool(everyone),
+                is_used=any(state.has_contents for state in everyone),
             )
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextvars import Context
 from typing import Final, NamedTuple
 
 from kode_core.batch import Batch, ListKind, MessageIndex, Outcome
@@ -54,6 +55,7 @@ class Waiting(NamedTuple):
     caller: Caller
     since: float
     done: asyncio.Future[Outcome | Exception]
+    context: Context
 
 
 def group_caller(group: Sequence[Waiting]) -> Caller:

@@ -15,7 +15,7 @@ from kode_core.batch import CORE_KEYS, DocKind
 from kode_core.engines.record.store import KeyRange
 from kode_core.ids import COLLECTION_CHARACTERS, MAX_COLLECTION_LENGTH, MAX_DOCUMENT_KEY_BYTES
 
-__all__ = ["doc_key", "doc_keys", "escaped", "hashed", "own_key", "own_keys", "rest_of"]
+__all__ = ["doc_key", "doc_keys", "escaped", "hashed", "is_own", "own_key", "own_keys", "rest_of"]
 
 _OWN: Final = "o/"
 _END: Final = "~"
@@ -72,6 +72,11 @@ def own_key(key: str) -> str:
         return f"{before}{collection[: MAX_COLLECTION_LENGTH + 1]}"
     whole = rest.encode("utf-8", "surrogatepass")[: MAX_DOCUMENT_KEY_BYTES + 1]
     return f"{before}{collection}{slash}{escaped(whole)}"
+
+
+def is_own(key: str) -> bool:
+    """Whether an item's key is of a document of the caller's own."""
+    return key.startswith(_OWN) and not key.startswith(f"{_OWN}{_CORE}")
 
 
 def _before(key: str) -> str:

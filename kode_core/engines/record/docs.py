@@ -1,4 +1,4 @@
-"""Reads of documents of the caller's own at one instant: ranges of keys, their number, and what batches demand."""
+"""Reads of documents at one instant: ranges of the caller's own, their number, and what batches demand of any kind."""
 
 from __future__ import annotations
 
@@ -14,24 +14,40 @@ from kode_core.engines.record.io import MovedError, RecordIO
 from kode_core.engines.record.state import OpenedHead, Overlay
 from kode_core.engines.record.store import DocIndex, Item, KeyRange, RecordStore
 
-__all__ = ["OwnDocs", "demanded_digests", "doc_of"]
+__all__ = ["OwnDocs", "demanded_digests", "doc_of", "has_more"]
 
 _MORE: Final = 8
 _MOST: Final = 1000
 
 
-async def demanded_digests(io: RecordIO, head: OpenedHead | None, batches: Sequence[Batch]) -> dict[str, bytes]:
+async def demanded_digests(
+    io: RecordIO, head: OpenedHead | None, batches: Sequence[Batch]
+) -> dict[tuple[DocKind, str], bytes]:
     """The digests of the documents that the batches demand, as the head knows them; absent ones are left out.
 
     Raises:
         MovedError: another writer changed the agent since the head was read.
     """
-    demanded = list(dict.fromkeys(key for batch in batches for key in batch.demanded_docs))
+    demanded = list(dict.fromkeys(name for batch in batches for name in batch.demanded_docs))
     if head is None or not demanded:
         return {}
     docs = OwnDocs(io.store, head, await io.overlay(head))
     digests = zip(demanded, await each(docs.digest, demanded), strict=True)
-    return {key: digest for key, digest in digests if digest is not None}
+    return {name: digest for name, digest in digests if digest is not None}
+
+
+async def has_more(io: RecordIO, head: OpenedHead | None, batches: Sequence[Batch]) -> bool:
+    """Whether the agent has events or documents, but for layers' and the core's; False if no batch demands nothing.
+
+    Raises:
+        MovedError: another writer changed the agent since the head was read.
+    """
+    if head is None or not head.record.is_used or not any(batch.expect_nothing for batch in batches):
+        return False
+    if head.state.last_seq is not None:  # a prune keeps the last event
+        return True
+    docs = OwnDocs(io.store, head, await io.overlay(head))
+    return any(await each(docs.has_any, [kind for kind in DocKind if kind is not DocKind.LAYER]))
 
 
 def doc_of(item: Item) -> Doc:
@@ -40,17 +56,26 @@ def doc_of(item: Item) -> Doc:
 
 
 class OwnDocs:
-    """Reads of one agent's documents, as its head knows them. Each raises MovedError if it meets a newer item."""
+    """Reads of one agent's documents, most of the caller's own, as its head knows them.
+
+    Each raises MovedError if it meets a newer item.
+    """
 
     def __init__(self, store: RecordStore, head: OpenedHead, overlay: Overlay) -> None:
         self._store = store
         self._record = head.record
         self._overlay = overlay
 
-    async def digest(self, key: str) -> bytes | None:
-        """The digest of a document; None without one."""
-        items, _ = await self._page(doc_keys(DocKind.DOCUMENTS, key, bodies=False))
+    async def digest(self, name: tuple[DocKind, str]) -> bytes | None:
+        """The digest of the document of a kind under a key; None without one."""
+        items, _ = await self._page(doc_keys(*name, bodies=False))
         return items[0].body.digest if items else None
+
+    async def has_any(self, kind: DocKind, *, of_core: bool = False) -> bool:
+        """Whether there is a document of a kind; the core's do not count, unless *of_core*."""
+        is_own = kind is DocKind.DOCUMENTS and not of_core
+        keys = own_keys(bodies=False) if is_own else doc_keys(kind, bodies=False)
+        return await self._living(_part(keys, _MORE)) is not None
 
     async def count(self) -> int:
         """The number of documents."""

@@ -19,11 +19,13 @@ from kode_core.engines.record.forks import RecordForks
 from kode_core.engines.record.inspection import RecordInspection
 from kode_core.engines.record.io import RecordIO
 from kode_core.engines.record.log import erases_items
+from kode_core.engines.record.queries import RecordQueries
 from kode_core.engines.record.reads import RecordReads
 from kode_core.engines.record.recovery import RecordRecovery
 from kode_core.engines.record.repair import RecordRepair
 from kode_core.engines.record.store import RecordStore
 from kode_core.engines.record.sweep import RecordSweep
+from kode_core.engines.record.terms import finds_doc_items
 from kode_core.engines.record.writer import RecordWriter
 from kode_core.report import RepairResult
 
@@ -34,7 +36,20 @@ T = TypeVar("T")
 
 
 def _verb(
-    read: Callable[Concatenate[RecordReads, P], Awaitable[T]], *, of_indexes: bool = False
+    read: Callable[Concatenate[RecordReads, P], Awaitable[T]],
+) -> Callable[Concatenate[RecordEngine, P], Coroutine[Any, Any, T]]:
+    """The verb that does *read*."""
+
+    @verb_of(read)
+    async def verb(self: RecordEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self._sweep.start()
+        return await read(self._reads, *args, **kwargs)
+
+    return verb
+
+
+def _query(
+    read: Callable[Concatenate[RecordQueries, P], Awaitable[T]], *, of_indexes: bool = False
 ) -> Callable[Concatenate[RecordEngine, P], Coroutine[Any, Any, T]]:
     """The verb that does *read*; before one of indexes, what could not be applied to them is tried again."""
 
@@ -43,7 +58,7 @@ def _verb(
         self._sweep.start()
         if of_indexes:
             await self._debts.pay()
-        return await read(self._reads, *args, **kwargs)
+        return await read(self._queries, *args, **kwargs)
 
     return verb
 
@@ -55,6 +70,7 @@ class RecordEngine:
     """
 
     keeps_documents = True
+    checks_demands = True
 
     def __init__(self, store: RecordStore, *, idle_poll_ms: int | None = None) -> None:
         self.store = store
@@ -62,7 +78,8 @@ class RecordEngine:
         self.name = store.name
         self.io = RecordIO(store)
         self._recovery = RecordRecovery(self.io)
-        self._reads = RecordReads(self.io, self._recovery)
+        self._reads = RecordReads(self.io)
+        self._queries = RecordQueries(self.io, self._reads, self._recovery)
         self._inspection = RecordInspection(self.io, self._reads)
         self._debts = RecordDebts(self.io)
         self._sweep = RecordSweep(self.io, self._recovery)
@@ -77,6 +94,16 @@ class RecordEngine:
     def finds_any_of(self) -> bool:
         """Whether the queries of the store take several values for a filter."""
         return bool(getattr(self.store, "finds_any_of", False))
+
+    @property
+    def finds_docs(self) -> bool:
+        """Whether the store finds documents by their terms."""
+        return finds_doc_items(self.store)
+
+    @property
+    def finds_within(self) -> bool:
+        """Whether the queries of the store take a range of agents."""
+        return bool(getattr(self.store, "finds_within", False))
 
     @property
     def drops_events(self) -> bool:
@@ -112,12 +139,13 @@ class RecordEngine:
     docs_in = _verb(RecordReads.docs_in)
     events = _verb(RecordReads.events)
     last_event = _verb(RecordReads.last_event)
-    agent_ids = _verb(RecordReads.agent_ids)
-    stored_ids = _verb(RecordReads.stored_ids)
-    find_sessions = _verb(RecordReads.find_sessions, of_indexes=True)
-    find_rows = _verb(RecordReads.find_rows, of_indexes=True)
+    agent_ids = _query(RecordQueries.agent_ids)
+    stored_ids = _query(RecordQueries.stored_ids)
+    find_sessions = _query(RecordQueries.find_sessions, of_indexes=True)
+    find_rows = _query(RecordQueries.find_rows, of_indexes=True)
+    find_docs = _query(RecordQueries.find_docs, of_indexes=True)
     stats = _verb(RecordReads.stats)
-    totals = _verb(RecordReads.totals)
+    totals = _query(RecordQueries.totals)
 
     async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
         self._sweep.start()

@@ -12,8 +12,11 @@ from kode_core.errors import SchemaVersionError
 
 __all__ = ["LAYOUT_VERSION", "see_layout"]
 
-LAYOUT_VERSION: Final = 1
-"""Grows when a release writes records that an older one would misread. Older records are read unchanged."""
+LAYOUT_VERSION: Final = 2
+"""Grows when a release writes records that an older one would misread. Older records are read unchanged.
+
+Version 2: documents have terms, which an older release would leave out when it applies pending changes.
+"""
 _FIRST: Final = 1
 """The version of stores that do not record one."""
 

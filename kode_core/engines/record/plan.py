@@ -54,7 +54,7 @@ from kode_core.engines.record.store import Cut, DocIndex, EventIndex, HeadRecord
 __all__ = ["Plan", "new_head"]
 
 _NO_LIST: Final = ListHead()
-_NO_DIGESTS: Final[Mapping[str, bytes]] = {}
+_NO_DIGESTS: Final[Mapping[tuple[DocKind, str], bytes]] = {}
 
 
 def new_head(agent_id: str) -> HeadRecord:
@@ -80,7 +80,8 @@ class Plan:
         old: the agent's settled head; None without one.
         known: offsets of stored events, by (seq, digest).
         latest: the greatest time of a message, if the head does not say it.
-        digests: the digests of the existing ones among the documents that the batches demand, by key.
+        digests: the digests of the existing ones among the documents that the batches demand, by kind and key.
+        has_more: whether the agent has events or documents, but for layers' and the core's, if a batch demands nothing.
     """
 
     def __init__(
@@ -89,7 +90,9 @@ class Plan:
         old: OpenedHead | None,
         known: Mapping[tuple[int, bytes], int],
         latest: int | None = None,
-        digests: Mapping[str, bytes] = _NO_DIGESTS,
+        digests: Mapping[tuple[DocKind, str], bytes] = _NO_DIGESTS,
+        *,
+        has_more: bool = False,
     ) -> None:
         head = OpenedHead(new_head(agent_id), State()) if old is None else old
         self.head = head.record
@@ -100,6 +103,7 @@ class Plan:
         self.info_body: Body | None = None
         self._known = dict(known)
         self._digests = dict(digests)
+        self._has_more = has_more
         self._of_seq = Counter(seq for seq, _ in known)
         if self.state.named_from is None:
             self.state = replace(self.state, named_from=self.state.next_offset)
@@ -132,7 +136,8 @@ class Plan:
         if known is not None:
             return Applied(known.messages, known.tool_calls, self._offsets(batch.events, known.first_offset))
         head = self.head
-        refusal = batch.refusal(head.updated_at, head.messages, head.tool_calls, self._digests)
+        lists, info = (head.messages, head.tool_calls), head.info.body.digest if head.info else b""
+        refusal = batch.refusal(head.updated_at, *lists, self._digests, info=info, has_more=self._has_more)
         if refusal is not None:
             return refusal
         if batch.drop_events is not None and not self._has_event(batch.drop_events.keep):
@@ -168,7 +173,7 @@ class Plan:
     def _delete(self) -> None:
         was_used = self.head.is_used or bool(self._puts)
         self._puts, self._cuts, self._freed, self._known, self.info_body = {}, [], [], {}, None
-        self._of_seq, self._digests = Counter[int](), {}
+        self._of_seq, self._digests, self._has_more = Counter[int](), {}, False
         if not was_used:
             return
         self._counts = dict.fromkeys(ListKind, 0)
@@ -221,18 +226,19 @@ class Plan:
 
     def _write_doc(self, write: DocWrite) -> None:
         key = doc_key(write.kind, write.key)
-        if write.kind is DocKind.DOCUMENTS:
-            self._digests[write.key] = b"" if write.doc is None else write.doc.body.digest
+        self._digests[write.kind, write.key] = b"" if write.doc is None else write.doc.body.digest
         if write.doc is None:
             self._take_back(key, key)
             self._cuts.append(Cut(first=key, last=key, rev=self.rev))
             return
         if self.state.has_parts:
             self._freed.append(Freed(first=key, last=key, rev=self.rev))
-        index = DocIndex(write.kind.value, write.key)
+        index = DocIndex(write.kind.value, write.key, write.doc.terms)
+        if write.doc.terms and not self.state.has_terms:
+            self.state = replace(self.state, has_terms=True)
         self._put(Item(key=key, rev=self.rev, body=write.doc.body, index=index, time=write.doc.time))
         if write.kind != DocKind.LAYER:
-            self.head = replace(self.head, is_used=True)
+            self.head, self._has_more = replace(self.head, is_used=True), True
 
     def _write_info(self, info: Info) -> None:
         self.info_body = info.body
@@ -261,7 +267,7 @@ class Plan:
             offset = self._known[name] = self.state.next_offset
             last = event.seq if self.state.last_seq is None else max(self.state.last_seq, event.seq)
             self.state = replace(self.state, next_offset=offset + 1, last_seq=last)
-            self.head = replace(self.head, is_used=True)
+            self.head, self._has_more = replace(self.head, is_used=True), True
             self._put(_event_item(event, offset, self.rev))
             self._of_seq[event.seq] += 1
             if self._of_seq[event.seq] > UNNAMED:

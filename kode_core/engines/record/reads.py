@@ -9,9 +9,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar, cast
 
-from msgspec.structs import replace
-
-from kode_core.authoring.matching import row_matches
 from kode_core.authoring.parallel import each
 from kode_core.batch import (
     AgentSummary,
@@ -20,32 +17,26 @@ from kode_core.batch import (
     DocSpan,
     EventRange,
     EventRow,
-    Found,
-    FoundRow,
     ListKind,
     ListRows,
     Outline,
-    SessionRow,
     ToolCallIndex,
-    Totals,
 )
 from kode_core.engines.record.doc_keys import doc_keys
 from kode_core.engines.record.docs import OwnDocs, doc_of
 from kode_core.engines.record.io import MissingError, MovedError, RecordIO
 from kode_core.engines.record.log import OwnEvents, event_row
-from kode_core.engines.record.recovery import RecordRecovery
 from kode_core.engines.record.state import (
     OpenedHead,
     Overlay,
     call_keys,
     list_head,
-    list_of,
     position_of,
     row_keys,
 )
-from kode_core.engines.record.store import FoundItem, Item, ItemsPlace, KeyRange
+from kode_core.engines.record.store import Item, ItemsPlace, KeyRange
 from kode_core.errors import CorruptRecordError, StoreBusyError
-from kode_core.query import AgentStats, RowQuery, SessionQuery
+from kode_core.query import AgentStats
 
 __all__ = ["Instant", "RecordReads"]
 
@@ -56,8 +47,6 @@ _OPTIMISTIC: Final = 5
 _OPTIMISTIC_SECONDS: Final = 0.5
 """After this many attempts, or this many seconds, a reader asks writers to wait."""
 _SINGLE_CALLS: Final = 32
-_SEARCH_AGAIN: Final = 20
-_WAITS: Final = 20
 
 
 class Instant(NamedTuple):
@@ -72,11 +61,10 @@ class Instant(NamedTuple):
 
 
 class RecordReads:
-    """Reads of one agent, and queries over many."""
+    """Reads of one agent."""
 
-    def __init__(self, io: RecordIO, recovery: RecordRecovery) -> None:
+    def __init__(self, io: RecordIO) -> None:
         self._io = io
-        self._recovery = recovery
 
     async def at_once(self, agent_id: str, read: Callable[[Instant], Awaitable[T]], nothing: T) -> T:
         """The result of *read* at one instant, or *nothing* if the agent has no head or is a fork in the making.
@@ -260,131 +248,11 @@ class RecordReads:
 
         return await self.at_once(agent_id, read, None)
 
-    # --- many agents
-
-    async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
-        await self._recovery.recover()
-        rows = await self._io.store.find_sessions(query)
-        if all(row.info.text for row in rows):
-            return rows
-        left_out = list(_left_out(rows))
-        whole = await each(lambda row: self._whole_session(row, left_out), rows)
-        return Found([row for row in whole if row is not None], left_out)
-
-    async def _whole_session(self, row: SessionRow, left_out: list[str]) -> SessionRow | None:
-        if row.info.text:
-            return row
-        try:
-            summary = await self.summary(row.agent_id)
-        except CorruptRecordError as exc:
-            left_out.append(exc.record)
-            return None
-        return row if summary is None or summary.info is None else replace(row, info=summary.info.body)
-
-    async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
-        """The rows that match. Rows of a single agent are read at one instant: no write shows in part (MSG-1)."""
-        await self._recovery.recover()
-        if not isinstance(query.agent_id, str):
-            return await self._search(query)
-
-        async def read(instant: Instant) -> Sequence[FoundRow]:
-            await self._end_of_write(instant)
-            found = await self._search(query)
-            now = await self._io.head(instant.place.agent_id)
-            if now is None or (now.record.epoch, now.record.rev) != (instant.place.epoch, instant.head.record.rev):
-                raise MovedError
-            return found
-
-        return await self.at_once(query.agent_id, read, [])
-
-    async def _end_of_write(self, instant: Instant) -> None:
-        """Wait until the head is settled, because indexes do not know pending changes.
-
-        After a while this settles the head itself, in case its writer has died.
-
-        Raises:
-            MovedError: changes were pending, so the instant is over.
-        """
-        head = instant.head
-        if head.state.is_settled:
-            return
-        for attempt in range(_WAITS):
-            await asyncio.sleep(random.uniform(0, attempt + 1) / 1000)  # noqa: S311
-            now = await self._io.head(head.record.agent_id)
-            if now is None or now.record != head.record:
-                raise MovedError
-        await self._io.redo(head)
-        raise MovedError
-
-    async def _search(self, query: RowQuery) -> Sequence[FoundRow]:
-        """The rows that match, as far as their agents' heads still know them."""
-        most, found, after = query.offset + query.limit, list[FoundRow](), query.after
-        left_out = dict[str, None]()
-        while len(found) < most:
-            asked = min(most - len(found) + _SEARCH_AGAIN, 1000)
-            page = await self._io.store.find_items(replace(query, offset=0, limit=asked, after=after))
-            known, damaged = await self._known(page, query)
-            found += known
-            left_out |= dict.fromkeys((*_left_out(page), *damaged))
-            if len(page) + len(_left_out(page)) < asked or not page:
-                break
-            last = page[-1]
-            after = (last.item.time, last.place.agent_id, position_of(last.item.key))
-        return Found(found[query.offset : most], left_out)
-
-    async def _known(self, page: Sequence[FoundItem], query: RowQuery) -> tuple[list[FoundRow], list[str]]:
-        """The items that their heads know, as rows, and the names of damaged heads (QRY-9)."""
-        heads, damaged = await self._io.readable_heads(list(dict.fromkeys(found.place.agent_id for found in page)))
-        instants = dict[str, Instant]()
-        for head in heads:
-            try:
-                instants[head.record.agent_id] = Instant(head, await self._overlay(head))
-            except CorruptRecordError as exc:
-                damaged.append(exc.record)
-
-        async def row(found: FoundItem) -> FoundRow | None:
-            instant = instants.get(found.place.agent_id)
-            if instant is None or instant.place != found.place:
-                return None
-            item = instant.overlay.current(found.item)
-            kind, position = list_of(found.item.key), position_of(found.item.key)
-            if item is None or kind is None or position >= list_head(instant.head.record, kind).count:
-                return None
-            if item is not found.item and not row_matches(item.time, item.index, query):
-                return None
-            try:
-                (item,) = await self._io.whole(found.place, [item])
-            except MovedError:
-                return None
-            return FoundRow(found.place.agent_id, position, item.time, item.body)
-
-        return [found for found in await each(row, page) if found is not None], damaged
-
-    async def _overlay(self, head: OpenedHead) -> Overlay:
-        try:
-            return await self._io.overlay(head)
-        except MovedError:
-            return Overlay()  # the head was settled meanwhile
-
-    async def agent_ids(self, prefix: str, after: str | None, limit: int) -> Sequence[str]:
-        return await self._io.store.agent_ids(prefix, after, limit)
-
-    async def stored_ids(self, after: str | None, limit: int) -> Sequence[str]:
-        return await self._io.store.stored_ids(after, limit)
-
-    async def totals(self) -> Totals:
-        return await self._io.store.totals()
-
 
 def _last_of(items: Iterable[Item], keys: set[str]) -> list[Item]:
     """The last row of each of these call ids, in order of position."""
     last = {cast(ToolCallIndex, item.index).call_id: item for item in items}
     return sorted((item for call_id, item in last.items() if call_id in keys), key=lambda item: item.key)
-
-
-def _left_out(found: Sequence[object]) -> Sequence[str]:
-    """The names of the records that a store could not read."""
-    return found.left_out if isinstance(found, Found) else ()
 
 
 def _outlined(item: Item) -> tuple[int, bytes, int, str | None]:

@@ -197,6 +197,7 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
         reserved: True while a fork is being made; if it never finishes, its items may be removed.
         info: the nonce of an info that is not in the head, its revision and its number of parts.
         has_parts: whether items may have their text in parts.
+        has_terms: whether documents may have terms.
         frozen: the nonce of a reader that asks writers to wait a moment.
         latest: an upper bound of all message times; None if it is unknown or the list is empty.
         is_latest: whether a message has exactly that time.
@@ -225,6 +226,7 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True):
     turn_ends: int = 0
     events_from: int = 0
     kept_event: int | None = None
+    has_terms: bool = False
 
     def has_event(self, offset: int) -> bool:
         """Whether the log has the event of an offset that was given."""

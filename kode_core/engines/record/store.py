@@ -65,10 +65,11 @@ class EventIndex(_Value, frozen=True, tag="event"):
 
 
 class DocIndex(_Value, frozen=True, tag="doc"):
-    """The kind of a document and its caller's key, any text of up to 4,096 bytes."""
+    """The kind of a document, its caller's key, any text of up to 4,096 bytes, and its terms: see ``Doc.terms``."""
 
     kind: str
     key: str
+    terms: tuple[str, ...] = ()
 
 
 class Removed(_Value, frozen=True, tag="removed"):

@@ -18,10 +18,12 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
+from kode_core.authoring.contexts import adopt
 from kode_core.authoring.waiting import waited_for
 from kode_core.batch import Batch, Fence, Outcome, Refused
 from kode_core.engine import CALLER
@@ -44,7 +46,7 @@ from kode_core.engines.record.batches import (
     take,
 )
 from kode_core.engines.record.debts import RecordDebts
-from kode_core.engines.record.docs import demanded_digests
+from kode_core.engines.record.docs import demanded_digests, has_more
 from kode_core.engines.record.io import MovedError, RecordIO
 from kode_core.engines.record.log import erase_dropped
 from kode_core.engines.record.names import known_of_batches
@@ -66,7 +68,6 @@ from kode_core.errors import (
 __all__ = ["RecordWriter"]
 
 T = TypeVar("T")
-
 _ATTEMPTS: Final = 200
 _CACHED: Final = 512
 _CACHED_BYTES: Final = 64 * 1024
@@ -94,7 +95,7 @@ class RecordWriter:
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         """The outcomes of the batches."""
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        waiting = [Waiting(batch, CALLER.get(), now, loop.create_future()) for batch in batches]
+        waiting = [Waiting(batch, CALLER.get(), now, loop.create_future(), copy_context()) for batch in batches]
         for one in waiting:
             agent_id = one.batch.agent_id
             if agent_id in self._queues:
@@ -137,6 +138,7 @@ class RecordWriter:
         try:
             while queue:
                 group = take(queue)
+                adopt(group[0].context)
                 CALLER.set(group_caller(group))  # the context of this task alone
                 outcomes = await self._outcomes(agent_id, group)
                 for one, outcome in zip(group, outcomes, strict=True):
@@ -179,7 +181,9 @@ class RecordWriter:
                 old, is_fresh = await self._head(agent_id, batches, turns, until, in_doubt=doubt is not None)
                 known = await known_of_batches(self._io.store, old, batches)
                 digests = await demanded_digests(self._io, old, batches)
-                plan = Plan(agent_id, old, known, await latest_time(self._io, old, batches), digests)
+                more = await has_more(self._io, old, batches)
+                latest = await latest_time(self._io, old, batches)
+                plan = Plan(agent_id, old, known, latest, digests, has_more=more)
             except MovedError:
                 self.forget(agent_id)
                 await _pause(attempt)
@@ -306,7 +310,8 @@ class RecordWriter:
         is_replacing_info = old is not None and old.state.info is not None and plan.info_body is not None
         if is_replacing_info or plan.is_dropping:
             await self._before_swap(io.note_place(head.record.place))
-        items = swap_items_of(changes, io.store.swap_items, io.store.part_bytes) if not state.has_parts else None
+        is_plain = not (state.has_parts or state.has_terms)  # else more records may have to change than the items
+        items = swap_items_of(changes, io.store.swap_items, io.store.part_bytes) if is_plain else None
         if items is not None and not (state.doomed or taken):
             if not await io.store.swap(before, head.record, fence, items):
                 return False
