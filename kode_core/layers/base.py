@@ -13,11 +13,13 @@ from kode_core.batch import (
     Child,
     Doc,
     DocKind,
+    DocQuery,
     DocSpan,
     EngineIssue,
     EventRange,
     EventRow,
     Fence,
+    FoundDoc,
     FoundRow,
     ListKind,
     ListRows,
@@ -27,25 +29,29 @@ from kode_core.batch import (
     Totals,
 )
 from kode_core.codec import Body
+from kode_core.counted import can_count, can_group, count, group
 from kode_core.engine import (
     Engine,
     Medium,
     Progress,
     Watch,
-    can_count,
+    checks_demands,
     connection_use,
-    count,
     docs_in,
     drops_events,
     finds_any_of,
+    finds_within,
     idle_poll_ms,
     keeps_documents,
     repair,
     unwatched,
     watch,
 )
-from kode_core.query import AgentStats, RowQuery, SessionQuery
+from kode_core.query import AgentStats, Grouping, GroupRows, RowQuery, SessionQuery
 from kode_core.report import ConnectionUse, RepairResult
+from kode_core.rewriting import EventBody, rewrite_events, rewrites_events
+from kode_core.searched import finds_text
+from kode_core.tagged import find_docs, finds_docs
 
 __all__ = ["Layer"]
 
@@ -99,12 +105,36 @@ class Layer:
         """Whether the engine inside removes a part of an agent's events."""
         return drops_events(self.inner)
 
+    @property
+    def checks_demands(self) -> bool:
+        """Whether the engine inside checks demands on documents of every kind, and that an agent has nothing."""
+        return checks_demands(self.inner)
+
     async def docs_in(self, agent_id: str, span: DocSpan) -> Sequence[Doc]:
         """See :class:`kode_core.engine.RangesDocs`; UnsupportedError where *inner* is none."""
         return await self.around("docs_in", partial(docs_in, self.inner), agent_id, span)
 
+    @property
+    def finds_docs(self) -> bool:
+        """Whether the engine inside finds documents by terms. False in a layer that overrides only other reads."""
+        is_read_same = type(self).docs_in is Layer.docs_in
+        return finds_docs(self.inner) and (is_read_same or type(self).find_docs is not Layer.find_docs)
+
+    async def find_docs(self, query: DocQuery) -> Sequence[FoundDoc]:
+        """See :class:`kode_core.tagged.FindsDocs`."""
+        return await self.around("find_docs", partial(find_docs, self.inner), query)
+
     async def events(self, agent_id: str, span: EventRange) -> Sequence[EventRow]:
         return await self.around("events", self.inner.events, agent_id, span)
+
+    @property
+    def rewrites_events(self) -> bool:
+        """Whether the engine inside replaces the bodies of events."""
+        return rewrites_events(self.inner)
+
+    async def rewrite_events(self, agent_id: str, changes: Sequence[EventBody]) -> None:
+        """See :class:`kode_core.rewriting.RewritesEvents`."""
+        await self.around("rewrite_events", partial(rewrite_events, self.inner), agent_id, changes)
 
     async def last_event(self, agent_id: str) -> EventRow | None:
         return await self.around("last_event", self.inner.last_event, agent_id)
@@ -120,8 +150,19 @@ class Layer:
         """Whether the engine inside takes filters with several values."""
         return finds_any_of(self.inner)
 
+    @property
+    def finds_within(self) -> bool:
+        """Whether the engine inside takes queries of a range of agents."""
+        return finds_within(self.inner)
+
     async def find_sessions(self, query: SessionQuery) -> Sequence[SessionRow]:
         return await self.around("find_sessions", self.inner.find_sessions, query)
+
+    @property
+    def finds_text(self) -> bool:
+        """Whether the engine inside has an index of texts. False in a layer that may change bodies or queries."""
+        is_same = type(self).commit is Layer.commit and type(self).find_rows is Layer.find_rows
+        return is_same and finds_text(self.inner)
 
     async def find_rows(self, query: RowQuery) -> Sequence[FoundRow]:
         return await self.around("find_rows", self.inner.find_rows, query)
@@ -129,12 +170,24 @@ class Layer:
     @property
     def can_count(self) -> bool:
         """Whether the engine inside counts records. False in a layer that overrides queries but not ``count``."""
-        is_query_same = type(self).find_sessions is Layer.find_sessions and type(self).find_rows is Layer.find_rows
-        return can_count(self.inner) and (is_query_same or type(self).count is not Layer.count)
+        return can_count(self.inner) and (self._finds_the_same or type(self).count is not Layer.count)
+
+    @property
+    def _finds_the_same(self) -> bool:
+        return type(self).find_sessions is Layer.find_sessions and type(self).find_rows is Layer.find_rows
 
     async def count(self, query: SessionQuery | RowQuery) -> int:
         """See :class:`kode_core.engine.Counts`."""
         return await self.around("count", partial(count, self.inner), query)
+
+    @property
+    def can_group(self) -> bool:
+        """Whether the engine inside groups records. False in a layer that overrides queries but not ``group``."""
+        return can_group(self.inner) and (self._finds_the_same or type(self).group is not Layer.group)
+
+    async def group(self, query: SessionQuery | RowQuery, grouping: Grouping) -> GroupRows:
+        """See :class:`kode_core.engine.Groups`."""
+        return await self.around("group", partial(group, self.inner), query, grouping)
 
     async def stats(self, agent_id: str) -> AgentStats:
         return await self.around("stats", self.inner.stats, agent_id)
