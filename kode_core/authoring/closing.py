@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-__all__ = ["close_all", "ended"]
+__all__ = ["close_all", "ended", "ends_within"]
 
 
 async def close_all(*parts: Callable[[], Awaitable[object]] | None) -> None:
@@ -26,3 +26,14 @@ async def ended(job: asyncio.Task[Any] | None) -> None:
     if job is not None and not job.done():
         job.cancel()
         await asyncio.wait([job])
+
+
+async def ends_within(closing: Awaitable[None], seconds: float) -> bool:
+    """True if the engine closed in time; otherwise its close continues in the background."""
+    task = asyncio.ensure_future(closing)
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    if done:
+        await task
+        return True
+    task.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
+    return False

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from kode_core.batch import Info, MessageIndex
-from kode_core.query import RowQuery, SessionQuery, Wanted, values_of
+from kode_core.query import RowQuery, SessionQuery, Wanted, Within, values_of
 
 __all__ = ["is_wanted", "page", "row_matches", "session_matches"]
 
@@ -17,7 +17,7 @@ K = TypeVar("K", bound=tuple[Any, ...])
 V = TypeVar("V")
 
 
-def is_wanted(value: str, wanted: Wanted | None) -> bool:
+def is_wanted(value: str, wanted: Wanted | Within | None) -> bool:
     """True if *value* is the wanted one, or one of the wanted ones; None wants any."""
     return value == wanted if isinstance(wanted, str) else wanted is None or value in wanted
 

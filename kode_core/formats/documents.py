@@ -20,6 +20,7 @@ from kode_core.model import Json
 __all__ = ["Document", "read_documents"]
 
 _GZIP: Final = b"\x1f\x8b"
+_SQLITE: Final = b"SQLite format 3\0"
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
@@ -37,6 +38,10 @@ class Document(NamedTuple):
 
     def value(self) -> Json:
         """The parsed document; raises InvalidArgumentError if it is not JSON."""
+        if self.text.startswith(_SQLITE):
+            raise InvalidArgumentError(
+                "this is an SQLite database, not JSON: --from says what wrote it, as in kode import --from langgraph"
+            )
         try:
             return decode_json(self.text.decode())
         except (ValueError, RecursionError) as exc:

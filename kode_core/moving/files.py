@@ -1,0 +1,187 @@
+"""The file of an archive: made for its owner and complete or absent, plain or compressed with Zstandard."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO, Any, Final
+
+from kode_core.authoring.drafts import draft_of
+from kode_core.authoring.files import make_file
+from kode_core.errors import ArchiveError, BackendImportError, InvalidArgumentError, KodeError, StoreUnavailableError
+
+__all__ = ["LINE_COST", "MAGIC", "MAX_AGENT", "MAX_LINE", "Lines", "Sink", "opened_to_read", "opened_to_write"]
+
+MAX_LINE: Final = 2**29
+"""The longest line, in bytes. A record with more is left out of exports, and ends an import."""
+MAX_AGENT: Final = 2**31
+"""The most bytes of an agent, which an import holds in memory. An agent with more is left out of exports."""
+LINE_COST: Final = 512
+"""The bytes that each line counts for besides its own: a record takes memory, however short it is."""
+MAX_HEADER: Final = 2**20
+MAGIC: Final = b"\x28\xb5\x2f\xfd"
+"""The first bytes of a file that is compressed with Zstandard."""
+_CHUNK: Final = 2**20
+
+
+def _zstd() -> Any:
+    try:
+        from kode_core.layers.compression import import_zstd  # few archives are compressed
+
+        return import_zstd()
+    except ImportError:
+        raise BackendImportError(
+            "an archive that is compressed with Zstandard needs: pip install 'kode-core[zstd]'"
+        ) from None
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+class Sink:
+    """Takes lines, and writes them in large pieces in a thread."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._lines: list[bytes] = []
+        self._held = 0
+
+    async def write(self, line: bytes) -> None:
+        """Take one line."""
+        self._lines.append(line)
+        self._held += len(line)
+        if self._held >= _CHUNK:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write the held lines."""
+        held, self._lines, self._held = b"".join(self._lines), [], 0
+        await asyncio.to_thread(self._file.write, held)
+
+
+@asynccontextmanager
+async def opened_to_write(target: str | Path | IO[bytes]) -> AsyncIterator[Sink]:
+    """A sink to *target*: a new file, which appears once it is complete, or an open one, which stays open.
+
+    Raises:
+        InvalidArgumentError: the file exists already, or its folder does not.
+        StoreUnavailableError: the file cannot be written.
+    """
+    if not isinstance(target, str | Path):
+        sink = Sink(target)
+        yield sink
+        await sink.flush()
+        await asyncio.to_thread(target.flush)
+        return
+    path = Path(target)
+    try:
+        if os.path.lexists(path):
+            raise InvalidArgumentError(f"{path} exists already; an export does not overwrite")
+        zstd = _zstd() if path.suffix == ".zst" else None
+        with draft_of(path, _make) as draft:
+            raw = draft.open("wb")
+            with raw, zstd.open(raw, "wb") if zstd is not None else raw as file:
+                sink = Sink(file)
+                yield sink
+                await sink.flush()
+                if file is not raw:
+                    file.close()
+                raw.flush()
+                await asyncio.to_thread(os.fsync, raw.fileno())
+            if os.path.lexists(path):
+                raise InvalidArgumentError(f"{path} exists by now; an export does not overwrite")
+            draft.rename(path)
+    except OSError as exc:
+        if isinstance(exc, KodeError):  # of the store, not of the file
+            raise
+        raise StoreUnavailableError(f"the archive {path} cannot be written: {exc.strerror or exc}") from None
+
+
+def _make(draft: Path) -> None:
+    os.close(make_file(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+class Lines:
+    """The lines of an archive, with their numbers, read ahead in a thread up to a megabyte."""
+
+    def __init__(self, file: IO[bytes], max_line: int) -> None:
+        self._file = file
+        self._max = max_line
+        self._taken: Iterator[bytes] = iter(())
+        self._failed: str | None = None
+        self._is_begun = False
+        self.number = 0
+
+    async def next(self) -> bytes | None:
+        """The next line, with its line feed; None at the end.
+
+        Raises:
+            ArchiveError: the line is too long or cut short, or the compressed data is damaged.
+        """
+        line = next(self._taken, None)
+        if line is None:
+            self._taken = iter(await asyncio.to_thread(self._take))
+            line = next(self._taken, None)
+        if line is None:
+            return None
+        self.number += 1
+        if len(line) > self._max:
+            raise ArchiveError(self.number, f"it is longer than {self._max:,} bytes")
+        if self.number == 1 and len(line) > MAX_HEADER:
+            raise ArchiveError(1, "it is no header of an archive that kode export writes")
+        if not line.endswith(b"\n"):
+            raise ArchiveError(self.number, "the archive is cut short in the middle of it")
+        return line
+
+    def _take(self) -> list[bytes]:
+        """Some lines, none at the end."""
+        found, held = list[bytes](), 0
+        while held < _CHUNK and self._failed is None:
+            most = self._max if self._is_begun else min(self._max, MAX_HEADER)
+            try:
+                line = self._file.readline(most + 1)
+            except Exception as exc:  # noqa: BLE001 - of a decompressor, too
+                self._failed = str(exc) or type(exc).__name__
+                break
+            if not line:
+                break
+            found.append(line)
+            held += len(line)
+            if len(line) > most:
+                break
+            self._is_begun = True
+        if self._failed is not None and not found:
+            raise ArchiveError(self.number + 1, f"the archive cannot be read on: {self._failed:.200}")
+        return found
+
+
+@asynccontextmanager
+async def opened_to_read(source: str | Path | IO[bytes], max_line: int = MAX_LINE) -> AsyncIterator[Lines]:
+    """The lines of *source*: of a file, or of an open one, which stays open.
+
+    Raises:
+        InvalidArgumentError: the file cannot be opened.
+    """
+    if isinstance(source, str | Path):
+        try:
+            raw: IO[bytes] = await asyncio.to_thread(Path(source).open, "rb")
+        except OSError as exc:
+            raise InvalidArgumentError(f"the archive {source} cannot be read: {exc.strerror}") from None
+        with raw:
+            async with opened_to_read(raw, max_line) as lines:
+                yield lines
+        return
+    buffered: Any = source if hasattr(source, "peek") else io.BufferedReader(source)
+    try:
+        begin = await asyncio.to_thread(buffered.peek, len(MAGIC))
+        yield Lines(_zstd().open(buffered, "rb") if begin[: len(MAGIC)] == MAGIC else buffered, max_line)
+    finally:
+        if buffered is not source:
+            buffered.detach()
