@@ -24,6 +24,10 @@ class Calls(abc.ABC):
     def _running(self) -> LoopThread:
         """The thread of the store, started by the first call."""
 
+    async def _store(self, thread: LoopThread) -> ExtendedStore:
+        """The store in the thread's loop."""
+        return await thread.store()
+
     def _thread(self) -> LoopThread:
         thread = self._running()
         for block in BLOCKS.get():
@@ -38,7 +42,7 @@ class Calls(abc.ABC):
         thread = self._thread()
 
         async def work() -> T:
-            return await call(await thread.store())
+            return await call(await self._store(thread))
 
         return thread.run(work)
 
@@ -46,7 +50,7 @@ class Calls(abc.ABC):
         thread = self._thread()
 
         async def begin() -> AsyncIterator[T]:
-            return call(await thread.store())
+            return call(await self._store(thread))
 
         return SyncIterator(self, thread, thread.run(begin))
 
@@ -54,7 +58,7 @@ class Calls(abc.ABC):
         thread = self._thread()
 
         async def make() -> SyncAgentLock:
-            lock = (await thread.store()).acquire_agent_lock(agent_id, ttl_ms, wait_ms)
+            lock = (await self._store(thread)).acquire_agent_lock(agent_id, ttl_ms, wait_ms)
             return SyncAgentLock(self, thread, lock, agent_id)
 
         return thread.run(make)

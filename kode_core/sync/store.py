@@ -17,7 +17,7 @@ from kode_core.factory import Extension, Target, open_planned, plan_of
 from kode_core.model import now_ms
 from kode_core.operation import Observer
 from kode_core.plugins import EngineLayer
-from kode_core.protocols import ExtendedStore
+from kode_core.protocols import ExtendedStore, ScopedStore
 from kode_core.report import RepairResult, StoreHealthStatus
 from kode_core.store.repairs import Repairable
 from kode_core.sync import thread
@@ -117,6 +117,23 @@ class SyncStore(ExtendedStoreMethods):
 
     # --- methods of another form
 
+    def scoped(self, tenant: str) -> SyncStore:
+        """A view that sees the agents of one tenant and nothing else, through every method (SCOPE-1).
+
+        It uses the thread and the connections of this store, and need not be closed; see
+        :meth:`kode_core.ScopedStore.scoped`.
+
+        Raises:
+            InvalidArgumentError: *tenant* cannot name a tenant (SCOPE-2).
+            UnsupportedError: this store is such a view itself, or has no views.
+        """
+
+        async def check(store: ExtendedStore) -> None:
+            _scoped(store, tenant)
+
+        self._call(check)
+        return _View(self, tenant)
+
     def health_check(self) -> StoreHealthStatus:
         """Check whether the store can be used now. This never raises (OPS-1)."""
         try:
@@ -163,6 +180,53 @@ class SyncStore(ExtendedStoreMethods):
             return await store.repair(agent_id, progress=progress)
 
         return self._call(repaired)
+
+
+class _View(SyncStore):
+    """A view of one tenant, in the thread of another store."""
+
+    def __init__(self, whole: SyncStore, tenant: str) -> None:
+        self._whole = whole
+        self._tenant = tenant
+        self._is_closed = False
+        self._seen: tuple[ExtendedStore, ExtendedStore] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} closed>" if self._is_closed else f"<tenant {self._tenant!r} of {self._whole!r}>"
+
+    def __del__(self) -> None:
+        """It needs no close: the thread is another store's."""
+
+    def _running(self) -> LoopThread:
+        if self._is_closed:
+            raise StoreClosedError("this store is closed; open a new one")
+        return self._whole._running()
+
+    async def _store(self, thread: LoopThread) -> ExtendedStore:
+        """The view of the store that is open now: after a fork of the process it is another one."""
+        whole = await thread.store()
+        if self._seen is None or self._seen[0] is not whole:
+            self._seen = whole, _scoped(whole, self._tenant)
+        return self._seen[1]
+
+    def close(self) -> None:
+        """Finish the accepted writes of this view; the other store stays open (SCOPE-5)."""
+        if self._is_closed:
+            return
+        seen = self._seen
+        if seen is not None and not self._whole._is_closed:
+
+            async def close(_: ExtendedStore) -> None:
+                await seen[1].close()
+
+            self._call(close)
+        self._is_closed = True
+
+
+def _scoped(whole: ExtendedStore, tenant: str) -> ExtendedStore:
+    if not isinstance(whole, ScopedStore):
+        raise UnsupportedError(f"{type(whole).__name__} has no views of tenants")
+    return whole.scoped(tenant)
 
 
 def open_store(

@@ -101,6 +101,7 @@ class AgentStoreMethods(DocumentStoreMethods):
         keep_history_windows: int | None = None,
         keep_compression_records: int | None = None,
         keep_recovered_files: int | None = None,
+        dry_run: bool = False,
         progress: Progress | None = None,
         fence: SyncLease | None = None,
     ) -> PruneResult:
@@ -112,12 +113,13 @@ class AgentStoreMethods(DocumentStoreMethods):
         records of a kind, in the order in which the store loads them, and remove the older ones. Nothing else of the
         agent changes. For an unknown agent all numbers are 0. The prune goes in steps, each with a deadline of its
         own; if it ends early, a part of the records, the oldest first, is gone. *progress* is called after each step
-        with the number of records that were removed so far.
+        with the number of records that were removed so far. With *dry_run* it removes nothing, and returns the numbers
+        of a prune at this moment.
 
         Raises:
             InvalidArgumentError: no argument says what to remove.
             UnsupportedError: the backend cannot remove a part of the events; nothing was removed.
-            StoreBusyError: other calls kept removing the agent's events.
+            StoreBusyError: other calls kept removing the agent's events, or replacing its records.
         """
         return self._call(
             lambda store: store.prune(
@@ -128,6 +130,7 @@ class AgentStoreMethods(DocumentStoreMethods):
                 keep_history_windows=keep_history_windows,
                 keep_compression_records=keep_compression_records,
                 keep_recovered_files=keep_recovered_files,
+                dry_run=dry_run,
                 progress=progress,
                 fence=self._fence(agent_id, fence),
             )

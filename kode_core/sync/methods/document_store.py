@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from kode_core.model import Document, DocumentWrite, Json
-from kode_core.query import Page
+from kode_core.model import Document, DocumentWrite, FoundDocument, Json
+from kode_core.query import AnyOf, Page
 from kode_core.sync.iterators import SyncIterator
 from kode_core.sync.locks import SyncLease
 from kode_core.sync.methods.queryable_store import QueryableStoreMethods
@@ -26,10 +26,14 @@ class DocumentStoreMethods(QueryableStoreMethods):
         key: str,
         value: Json,
         *,
+        tags: Mapping[str, str] | None = None,
         expect: str | None = None,
         fence: SyncLease | None = None,
     ) -> str:
-        """Insert or replace a document, and return its new version (DOC-1).
+        """Insert or replace a document with its tags, and return its new version (DOC-1, DOC-7).
+
+        By up to four *tags*, texts of up to 256 bytes with names of up to 64 bytes, ``query_documents`` finds the
+        document over all agents; without them it has none.
 
         With *expect*, the version of a load or a put, the stored document must still have that version; with
         ``ABSENT`` it must not exist. Of several such writers exactly one succeeds (DOC-2).
@@ -39,7 +43,7 @@ class DocumentStoreMethods(QueryableStoreMethods):
         """
         return self._call(
             lambda store: store.put_document(
-                agent_id, collection, key, value, expect=expect, fence=self._fence(agent_id, fence)
+                agent_id, collection, key, value, tags=tags, expect=expect, fence=self._fence(agent_id, fence)
             )
         )
 
@@ -138,5 +142,32 @@ class DocumentStoreMethods(QueryableStoreMethods):
         return self._iterate(
             lambda store: store.iter_documents(
                 agent_id, collection, prefix=prefix, start=start, stop=stop, reverse=reverse
+            )
+        )
+
+    def query_documents(
+        self,
+        collection: str,
+        tags: Mapping[str, AnyOf],
+        *,
+        agent_id: str | None = None,
+        values: bool = True,
+        reverse: bool = False,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[FoundDocument]:
+        """A page of a collection's documents with all of *tags*, over all agents or of one (DOC-8).
+
+        A list of values of a tag finds the documents with one of them; all combinations of listed values together are
+        at most 100. The order is by agent id, then by key, or the reverse of it. At most *limit* documents, up to
+        10,000; ``next_cursor`` leads to the next page of the same query. *values* false leaves the values and the tags
+        of the documents out. Documents that cannot be read are named in ``left_out``.
+
+        Raises:
+            UnsupportedError: the backend keeps no tags of documents.
+        """
+        return self._call(
+            lambda store: store.query_documents(
+                collection, tags, agent_id=agent_id, values=values, reverse=reverse, limit=limit, cursor=cursor
             )
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Unpack
 
 from kode_core.engine import Progress
+from kode_core.grouping import MessageGroups, SessionGroups, ToolCallGroups
 from kode_core.model import StoredMessage, StoredToolCall
 from kode_core.query import (
     AgentStats,
+    Group,
     MessageConditions,
     MessageFilter,
     Page,
@@ -49,6 +52,48 @@ class QueryableStoreMethods(StoreMethods):
     def count_tool_calls(self, **filters: Unpack[ToolCallConditions]) -> int:
         """The number of matching tool calls (QRY-10); the cost is as for ``count_sessions``."""
         return self._call(lambda store: store.count_tool_calls(**filters))
+
+    def group_sessions(
+        self,
+        by: SessionGroups | Sequence[SessionGroups],
+        *,
+        utc_offset_minutes: int = 0,
+        **filters: Unpack[SessionConditions],
+    ) -> list[Group]:
+        """The numbers of matching agents, by values that they have in common (QRY-11), in the order of these values.
+
+        *by* names one or more of them; ``day`` is the date of ``created_at``, in UTC or at a fixed offset from it. A
+        group that would have no agents is left out. More than 10,000 groups are refused with InvalidArgumentError.
+        """
+        return self._call(lambda store: store.group_sessions(by, utc_offset_minutes=utc_offset_minutes, **filters))
+
+    def group_messages(
+        self,
+        by: MessageGroups | Sequence[MessageGroups],
+        *,
+        utc_offset_minutes: int = 0,
+        **filters: Unpack[MessageConditions],
+    ) -> list[Group]:
+        """The numbers of matching messages, by values that they have in common, as ``group_sessions`` gives them."""
+        return self._call(lambda store: store.group_messages(by, utc_offset_minutes=utc_offset_minutes, **filters))
+
+    def group_tool_calls(
+        self,
+        by: ToolCallGroups | Sequence[ToolCallGroups],
+        *,
+        durations: bool = False,
+        utc_offset_minutes: int = 0,
+        **filters: Unpack[ToolCallConditions],
+    ) -> list[Group]:
+        """The numbers of matching tool calls, by values that they have in common, as ``group_sessions`` gives them.
+
+        *durations* adds how long the calls of each group took, and reads every matching record for it.
+        """
+        return self._call(
+            lambda store: store.group_tool_calls(
+                by, durations=durations, utc_offset_minutes=utc_offset_minutes, **filters
+            )
+        )
 
     def iter_sessions(self, **filters: Unpack[SessionFilter]) -> SyncIterator[SessionInfo]:
         """All matching agents, without a limit; takes no ``limit``, ``offset`` or ``cursor`` (QRY-6)."""
