@@ -14,29 +14,49 @@ from typer.core import TyperGroup
 import kode_core
 from kode_core.cli import (
     backup,
+    completion,
+    copying,
     delete,
+    diff,
     doctor,
     documents,
     events,
+    exporting,
     importing,
+    locks,
     messages,
     plugins,
     prune,
+    rekey,
     schema,
     sessions,
+    show,
+    snapshots,
     stats,
+    text_index,
     tool_calls,
 )
-from kode_core.cli.opening import StoreOption, default_store
+from kode_core.cli.opening import StoreOption, default_store, default_tenant
 from kode_core.cli.output import fail, give_up_output, prepare_streams
+from kode_core.cli.times import LocalOption, set_local
 from kode_core.errors import KodeError
 
 __all__ = ["GROUP", "app", "run"]
 
 GROUP: Final = "kode.commands"
 """The entry point group of further commands: functions for typer. Their modules' ``EXAMPLES`` has examples for each."""
-_OF_THE_SUITE: Final = frozenset({"compare", "conformance", "new-store"})
-"""Commands of a distribution that not every user has installed."""
+_OF_OTHERS: Final = {
+    "approvals": "kode-agent",
+    "approve": "kode-agent",
+    "chat": "kode-agent",
+    "compare": "kode-conformance",
+    "conformance": "kode-conformance",
+    "demo": "kode-inspector",
+    "deny": "kode-agent",
+    "new-store": "kode-conformance",
+    "web": "kode-inspector",
+}
+"""Commands of distributions that not every user has installed."""
 
 
 class _Command(NamedTuple):
@@ -58,18 +78,27 @@ def version() -> None:
 
 COMMANDS: Final = (
     _Command("sessions", sessions.sessions, sessions.EXAMPLES),
+    _Command("show", show.show_agent, show.EXAMPLES),
     _Command("messages", messages.messages, messages.EXAMPLES),
     _Command("tool-calls", tool_calls.tool_calls, tool_calls.EXAMPLES),
     _Command("documents", documents.documents, documents.EXAMPLES),
+    _Command("snapshots", snapshots.snapshots, snapshots.EXAMPLES),
     _Command("stats", stats.stats, stats.EXAMPLES),
+    _Command("locks", locks.locks, locks.EXAMPLES),
     _Command("events", events.events, events.EXAMPLES),
+    _Command("diff", diff.diff, diff.EXAMPLES),
+    _Command("export", exporting.export, exporting.EXAMPLES),
     _Command("import", importing.import_file, importing.EXAMPLES),
+    _Command("copy", copying.copy, copying.EXAMPLES),
     _Command("delete", delete.delete, delete.EXAMPLES),
     _Command("prune", prune.prune, prune.EXAMPLES),
+    _Command("rekey", rekey.rekey, rekey.EXAMPLES),
     _Command("backup", backup.backup, backup.EXAMPLES),
     _Command("doctor", doctor.doctor, doctor.EXAMPLES),
     _Command("plugins", plugins.plugins, plugins.EXAMPLES),
     _Command("schema", schema.schema, schema.EXAMPLES),
+    _Command("text-index", text_index.text_index, text_index.EXAMPLES),
+    _Command("completion", completion.completion, completion.EXAMPLES),
     _Command("version", version),
 )
 
@@ -87,8 +116,12 @@ class _Group(TyperGroup):
         found = super().get_command(ctx, cmd_name)
         entries = tuple(entry_points(group=GROUP, name=cmd_name))
         if found is not None or not entries:
-            if found is None and cmd_name in _OF_THE_SUITE:
-                fail(f"kode {cmd_name} comes with kode-conformance, which is not installed here")
+            if found is None and (owner := _OF_OTHERS.get(cmd_name)):
+                fail(
+                    f"kode {cmd_name} comes with {owner}, which is not installed here: pip install {owner}, "
+                    f"or from a clone pip install ./plugins/{owner.removeprefix('kode-')}"
+                )
+                raise typer.Exit(2)
             return found
         try:
             call = entries[0].load()
@@ -123,6 +156,11 @@ def _add(command: _Command, to: typer.Typer) -> None:
 
 def _kode(
     store: StoreOption = None,
+    local: LocalOption = False,
+    tenant: Annotated[
+        str | None,
+        typer.Option("--tenant", metavar="NAME", help="See and change the agents of one tenant alone."),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_version)
     ] = False,
@@ -133,6 +171,8 @@ def _kode(
     otherwise SQLite at ./data/agents.db.
     """
     default_store.set(store)
+    set_local(local)
+    default_tenant.set(tenant)
 
 
 app.callback(help=_paragraphs(_kode.__doc__))(_kode)
@@ -143,6 +183,8 @@ for _command in COMMANDS:
 def run() -> int:
     """Run the command and return the exit code; an error of the library is one line on stderr."""
     prepare_streams()
+    if "_KODE_COMPLETE" in os.environ:
+        completion.prepare_completion()
     try:
         try:
             app()

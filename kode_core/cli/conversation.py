@@ -7,7 +7,8 @@ from typing import Final
 
 from rich.text import Text
 
-from kode_core.cli.output import one_line, printed, utc, visible
+from kode_core.cli.output import one_line, printed, visible
+from kode_core.cli.times import moment, zone
 from kode_core.codec import to_dict
 from kode_core.model import (
     ContentBlock,
@@ -21,7 +22,7 @@ from kode_core.model import (
     UnknownBlock,
 )
 
-__all__ = ["arguments", "brief", "conversation_texts"]
+__all__ = ["arguments", "brief", "conversation_texts", "described"]
 
 _TEXT_SHOWN: Final = 1_200
 _VALUE_SHOWN: Final = 300
@@ -33,7 +34,7 @@ def conversation_texts(messages: Sequence[Message], *, full: bool) -> Iterator[T
     for i, message in enumerate(messages):
         text = Text("\n" if i else "")
         text.append(f"#{i} {visible(message.role)}", _ROLE_STYLES.get(message.role, "bold"))
-        text.append(f"  {utc(message.created_at)} UTC\n" if isinstance(message, StoredMessage) else "\n", "dim")
+        text.append(f"  {moment(message.created_at)} {zone()}\n" if isinstance(message, StoredMessage) else "\n", "dim")
         for block in message.content:
             text.append_text(_block(block, full))
         text.right_crop()
@@ -51,7 +52,7 @@ def _block(block: ContentBlock, full: bool) -> Text:
     if isinstance(block, ToolResultBlock):
         result = _cut(printed(block.content), _VALUE_SHOWN, full)
         return Text.assemble(("<- ", "bold red" if block.is_error else "bold yellow"), result or "(nothing)", "\n")
-    return Text(f"[{_described(block)}]\n")
+    return Text(f"[{described(block)}]\n")
 
 
 def _cut(text: str, length: int, full: bool) -> str:
@@ -71,7 +72,7 @@ def _literal(value: Json) -> str:
     return printed([value])[1:-1]
 
 
-def _described(block: ContentBlock) -> str:
+def described(block: ContentBlock) -> str:
     """A medium, or a block that this version does not know: its type and where it is."""
     fields = block.data if isinstance(block, UnknownBlock) else to_dict(block)
     where = next((str(fields[name]) for name in ("filename", "url", "file_id") if fields.get(name)), "")
@@ -92,4 +93,4 @@ def _brief_parts(blocks: Iterable[ContentBlock]) -> Iterable[str]:
         elif isinstance(block, ToolResultBlock):
             yield one_line(f"<- {printed(block.content)}")
         else:
-            yield f"[{_described(block)}]"
+            yield f"[{described(block)}]"

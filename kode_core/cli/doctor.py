@@ -122,8 +122,17 @@ def _summary(configured: Configured, findings: _Findings) -> Iterator[Text]:
         yield _entry("repair", _done(findings.repair))
     if findings.size is not None:
         yield _entry("holds", Text(holdings(findings.size)))
+        yield _entry("text search", Text(_text_search(findings.size)))
     if findings.consistency is not None:
         yield _entry("consistency", _verdict(findings.consistency, findings.size))
+
+
+def _text_search(size: StorageSize) -> str:
+    if size.texts_waiting is None:
+        return "reads the messages that other filters leave"
+    waiting = f", {count(size.texts_waiting, 'message')} not in it yet" if size.texts_waiting else ""
+    kept = "; it keeps parts of deleted messages until kode text-index rebuild" if size.texts_of_deleted else ""
+    return f"index{waiting}{kept}"
 
 
 def _entry(name: str, value: Text) -> Text:
@@ -145,7 +154,7 @@ def _verdict(result: ConsistencyCheckResult, size: StorageSize | None) -> Text:
     checked = f"{count(result.agents_checked, 'agent')} checked"
     without = result.agents_checked - size.total_agents if size is not None and result.consistent else 0
     if without > 0:  # no line above counts them, and no query lists them
-        checked += f", {without:,} of them without info (save_info was never called)"
+        checked += f", {without:,} of them without info, as is normal for ids that only keep documents"
     if result.consistent:
         return Text.assemble(("ok", "green"), f", {checked}")
     return Text.assemble((count(len(result.issues), "problem"), "red"), f", {checked}")

@@ -1,4 +1,4 @@
-"""``kode import``: import conversations that were recorded elsewhere."""
+"""``kode import``: archives of ``kode export``, conversations recorded elsewhere, and stores of the KODE SDK."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from kode_core.cli import importing_archive as archive
+from kode_core.cli import importing_sdk as sdk
+from kode_core.cli.moving import ExistingOption
 from kode_core.cli.opening import StoreOption, open_store
 from kode_core.cli.output import console, count, show, visible
 from kode_core.cli.queries import run
 from kode_core.errors import InvalidArgumentError
+from kode_core.formats.importing import find_importer
 from kode_core.formats.openai_chat import (
     ChatConverter,
     ImportedConversation,
@@ -27,11 +31,19 @@ from kode_core.formats.openai_chat import (
 __all__ = ["EXAMPLES", "import_file"]
 
 EXAMPLES: Final = (
+    "kode import agents.jsonl.zst --existing skip",
     "kode import conversations.jsonl.gz",
     "kode import gpt-4o-airline.json.gz --template tau-airline --prefix tau --store sqlite:///demo.db",
+    "kode import --from kode-sdk ./old/agents.db --files ./old/store --store postgres://localhost/agents",
+    "kode import --from langgraph ./checkpoints.db --dry-run --report report.jsonl",
 )
 
-_FORMATS: Final = ("openai-chat",)
+_ARCHIVE: Final = "archive"
+_CHAT: Final = "openai-chat"
+_SDK: Final = "kode-sdk"
+_GRAPH: Final = "langgraph"
+
+_FORMATS: Final = f"{_ARCHIVE}, which is recognised, {_CHAT}, {_SDK}, {_GRAPH}, or another that is installed."
 
 
 class _Counts:
@@ -55,32 +67,98 @@ class _Counts:
 
 
 def import_file(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON or JSON Lines, gzipped or not.")],
-    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="openai-chat is the only one.")] = _FORMATS[0],
-    template: Annotated[str, typer.Option(metavar="ID", help="Template of the agents.")] = "openai-chat",
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A file, JSON or JSON Lines, gzipped or not; or a store of the SDK.")
+    ],
+    form: Annotated[
+        str | None,
+        typer.Option("--from", "--format", metavar="FORMAT", help=_FORMATS),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(metavar="ID", help=f"Template of the agents; {_CHAT} without it.")
+    ] = None,
     prefix: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="Start of ids for conversations that have none; else the file's name."),
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace agents that exist already and differ.")] = False,
+    existing: ExistingOption = None,
+    files: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with the files of the SDK's database store.")
+    ] = None,
+    no_files: Annotated[
+        bool, typer.Option("--no-files", help="Import the tables of the SDK's database store alone.")
+    ] = False,
+    recover: Annotated[
+        bool,
+        typer.Option("--recover-from-snapshots", help="Take the newest snapshot where the SDK has lost the messages."),
+    ] = False,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Import the rest of agents with records that cannot be read.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the SDK's store and report; write nothing.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the outcome of each agent of an archive or of the SDK, as JSON Lines."
+        ),
+    ] = None,
     store: StoreOption = None,
 ) -> None:
-    """Store the conversations of FILE, each as an agent.
+    """Store the agents of an archive, the conversations of a file, or the agents of a store of the KODE SDK.
 
-    Importing the same file again writes nothing. If a conversation cannot be read, or its agent exists already and
-    differs, it is reported and left out. The others are imported, and the exit code is 1.
+    An archive of kode export, or - for one on stdin, is recognised by its first line. Its agents keep all they have.
+
+    Importing the same source again writes nothing. If a conversation or an agent cannot be read, or its agent exists
+    already and differs, it is reported and left out. The others are imported, and the exit code is 1.
 
     Messages and conversations that say when they were created keep their times. If the file has no times, records begin
     at 2025-01-01, the same each time, and messages have the time of the import.
+
+    --from kode-sdk reads the folder of a JSONStore, the file of a SqliteStore, or the database of a PostgresStore, and
+    changes nothing in it. Stop the programs that write to it before.
+
+    --from langgraph reads the checkpoints that LangGraph's savers keep in SQLite or PostgreSQL: the newest messages of
+    each thread, or, with kode-langgraph, all checkpoints, so that graphs go on.
+
+    Importers of other formats come with other distributions: openai-agents with kode-openai-agents, and adk with
+    kode-adk, which read the databases of their sessions; claude with kode-claude-agent, which reads a folder of
+    transcripts.
     """
-    if form not in _FORMATS:
-        raise InvalidArgumentError(f"format {form!r} is not known; known are {', '.join(_FORMATS)}")
-    conversations = _opened(file)  # checked before an empty store is created
-    counts = run(_import(store, conversations, ChatConverter(template, prefix), replace))
+    form = form or (_ARCHIVE if archive.is_archive(source) else _CHAT)
+    if form == _ARCHIVE:
+        sdk_options = {"files": files is not None, "no_files": no_files, "recover_from_snapshots": recover}
+        _refuse(form, template=template is not None, prefix=prefix is not None, dry_run=dry_run, **sdk_options)
+        archive.import_agents(source, store, existing or ("replace" if replace else "refuse"), skip_damaged, report)
+        return
+    _refuse(form, existing=existing is not None)
+    if form == _SDK:
+        _refuse(form, template=template is not None, prefix=prefix is not None)
+        how = {"recover_from_snapshots": recover, "skip_damaged": skip_damaged, "replace": replace}
+        sdk.import_store(source, store, files, report, without_files=no_files, dry_run=dry_run, how=how)
+        return
+    if form != _CHAT:
+        importer = find_importer(form, (_CHAT, _SDK, _ARCHIVE))
+        sdk_options = {"files": files is not None, "no_files": no_files, "recover_from_snapshots": recover}
+        _refuse(form, template=template is not None, prefix=prefix is not None, **sdk_options)
+        how = {"dry_run": dry_run, "skip_damaged": skip_damaged, "replace": replace}
+        sdk.import_others(importer, source, store, report, **how)
+        return
+    given = {"no_files": no_files, "files": files is not None, "report": report is not None, "dry_run": dry_run}
+    _refuse(form, recover_from_snapshots=recover, skip_damaged=skip_damaged, **given)
+    conversations = _opened(Path(source))  # checked before an empty store is created
+    counts = run(_import(store, conversations, ChatConverter(template or _CHAT, prefix), replace))
     show(Text(str(counts)))
     if counts.refused:
         show(Text(f"left out {count(counts.refused, 'conversation')}, see above", "red"))
         raise typer.Exit(1)
+
+
+def _refuse(form: str, **given: bool) -> None:
+    """Refuse the options of other formats."""
+    for name, is_given in given.items():
+        if is_given:
+            raise InvalidArgumentError(f"--{name.replace('_', '-')} is not an option of --from {form}")
 
 
 def _opened(file: Path) -> Iterator[RawConversation]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -17,7 +17,17 @@ from kode_core.factory import StoreOpening
 from kode_core.plugins import registry
 from kode_core.protocols import ExtendedStore
 
-__all__ = ["JsonOption", "StoreOption", "address", "configured_store", "default_store", "open_store", "places"]
+__all__ = [
+    "JsonOption",
+    "StoreOption",
+    "address",
+    "configured_store",
+    "default_store",
+    "default_tenant",
+    "open_store",
+    "places",
+    "refuse_missing",
+]
 
 StoreOption = Annotated[
     str | None,
@@ -34,6 +44,10 @@ default_store: Final[ContextVar[str | None]] = ContextVar("default_store", defau
 """The store named by ``kode --store … COMMAND``, for commands without ``--store`` of their own."""
 
 
+default_tenant: Final[ContextVar[str | None]] = ContextVar("default_tenant", default=None)
+"""The tenant named by ``kode --tenant … COMMAND``: the command sees its agents alone."""
+
+
 def open_store(target: str | None, *, create: bool = False) -> StoreOpening[ExtendedStore]:
     """Open the store named by *target*, or by the environment without one.
 
@@ -41,13 +55,21 @@ def open_store(target: str | None, *, create: bool = False) -> StoreOpening[Exte
     an empty store behind.
     """
     if not create:
-        _refuse_missing(configured_store(target))
-    return create_extended_store(_named(target))
+        refuse_missing(configured_store(target))
+    return create_extended_store(_named(target), **_options())
 
 
 def configured_store(target: str | None) -> Configured:
     """The store that would be opened, and the source of its configuration."""
-    return configure(_named(target), {}, registry.backend, os.environ)
+    return configure(_named(target), _options(), registry.backend, os.environ)
+
+
+def _options() -> dict[str, Any]:
+    """The options that the command line gives; an empty tenant, as of a variable that is not set, is not everybody."""
+    tenant = default_tenant.get()
+    if tenant == "":
+        raise ConfigurationError("--tenant is empty; name a tenant, or leave --tenant out for the whole store")
+    return {} if tenant is None else {"tenant": tenant}
 
 
 def _named(target: str | None) -> str | None:
@@ -71,17 +93,17 @@ def address(configured: Configured) -> str | None:
     return shown if isinstance(shown, str) else None
 
 
-def _refuse_missing(configured: Configured) -> None:
+def refuse_missing(configured: Configured) -> None:
     for path in places(configured):
         if not Path(path).expanduser().exists():
             raise ConfigurationError(
                 f"there is no {configured.backend.name} store at {path} (from {configured.source}); "
-                "name another with --store, or create one with kode import"
+                "name another, as with --store, or create one with kode import"
             )
     is_there = configured.backend.is_there
     if is_there is not None and not is_there(configured.options):
         where = ", ".join(places(configured)) or "the address"
         raise ConfigurationError(
             f"{where} (from {configured.source}) is not a {configured.backend.name} store of kode, and this command "
-            "does not create one; name another with --store"
+            "does not create one; name another, as with --store; the tables of a server may be in another schema"
         )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
+from kode_core.cli.times import TIME_HELP, read_time
 from kode_core.errors import InvalidArgumentError
 from kode_core.jsonvalue import decode_json
-from kode_core.model import Json, now_ms
+from kode_core.model import Json
 
 __all__ = [
     "AgentArgument",
@@ -21,6 +20,7 @@ __all__ = [
     "CreatedAfter",
     "CreatedBefore",
     "CursorOption",
+    "FullOption",
     "LimitOption",
     "MetadataOption",
     "OffsetOption",
@@ -31,36 +31,8 @@ __all__ = [
     "given",
     "metadata_filter",
     "paging_option",
-    "read_time",
     "time_option",
 ]
-
-_UNITS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
-_SECONDS_BELOW: Final = 100_000_000_000
-_TIME_HELP: Final = "2025-01-31, 2025-01-31T12:00Z, 7d for seven days ago (s, m, h, d, w), or milliseconds"
-
-
-def read_time(text: str) -> int:
-    """Parse a time as milliseconds since the epoch: an age, a date in UTC, a date and time, or the number itself."""
-    age = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
-    if age:
-        return now_ms() - int(age[1]) * _UNITS[age[2]]
-    if re.fullmatch(r"-?[0-9]{9,30}", text):
-        return _milliseconds(int(text))
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r:.60} is no time; write {_TIME_HELP}") from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-def _milliseconds(number: int) -> int:
-    """The number, unless it looks like seconds: as milliseconds, those would be a time in early 1970."""
-    if abs(number) < _SECONDS_BELOW:
-        raise typer.BadParameter(
-            f"{number} looks like seconds since 1970; a time is in milliseconds, as {number * 1000} would be"
-        )
-    return number
 
 
 def time_option(name: str, what: str, panel: str | None = "Filters") -> Any:
@@ -98,7 +70,8 @@ MetadataOption = Annotated[
     ),
 ]
 CreatedAfter = Annotated[
-    int | None, time_option("--created-after", f"Created then or later. A TIME is {_TIME_HELP}; dates are UTC.")
+    int | None,
+    time_option("--created-after", f"Created then or later. A TIME is {TIME_HELP}; dates are UTC without --local."),
 ]
 CreatedBefore = Annotated[int | None, time_option("--created-before", "Created earlier than that.")]
 OrderOption = Annotated[
@@ -112,6 +85,7 @@ CursorOption = Annotated[
     str | None, paging_option("--cursor", metavar="TEXT", help="Continue after the page with this nextCursor.")
 ]
 CountOption = Annotated[bool, paging_option("--count", help="Only the number of results.")]
+FullOption = Annotated[bool, paging_option("--full", help="A table without shortened ids and values.")]
 AllOption = Annotated[bool, paging_option("--all", help="All results.")]
 
 

@@ -6,11 +6,13 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TextIO
+from pathlib import Path
+from typing import IO, Any, Final, TextIO
 
 import msgspec
 from rich.console import Console, RenderableType
@@ -18,6 +20,7 @@ from rich.text import Text
 
 from kode_core.codec import to_dict
 from kode_core.engine import Progress, unwatched
+from kode_core.errors import InvalidArgumentError
 from kode_core.jsonable import camel
 from kode_core.model import Json, Record
 from kode_core.report import StorageSize
@@ -28,6 +31,7 @@ __all__ = [
     "fail",
     "give_up_output",
     "holdings",
+    "new_report",
     "one_line",
     "prepare_streams",
     "print_json",
@@ -73,8 +77,10 @@ def prepare_streams() -> None:
 
 def console(stream: TextIO) -> Console:
     """A console on *stream* that takes text as it is: no markup, no emoji names, no highlighting."""
-    width = None if stream.isatty() else _PIPED_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    size: tuple[int | None, int | None] = (None, None) if stream.isatty() else (_PIPED_WIDTH, None)
+    if stream.isatty() and stream is sys.stdout:  # of a dumb terminal rich says 80 columns, however wide it is
+        size = shutil.get_terminal_size()
+    return Console(file=stream, width=size[0], height=size[1], highlight=False, markup=False, emoji=False)
 
 
 def show(*parts: RenderableType) -> None:
@@ -240,3 +246,13 @@ def _json_bytes(plain: Json, indent: int | None = None) -> bytes:
         return msgspec.json.format(raw, indent=indent) if indent else raw
     except (ValueError, OverflowError, msgspec.MsgspecError):  # lone surrogates, integers of more than 64 bits
         return json.dumps(plain, indent=indent).encode()
+
+
+def new_report(report: Path) -> IO[bytes]:
+    """A new file for the report. An existing file is not overwritten, since it may belong to the source."""
+    try:
+        return report.open("xb")
+    except FileExistsError:
+        raise InvalidArgumentError(f"{report} exists already; name a new file for the report") from None
+    except OSError as exc:
+        raise InvalidArgumentError(f"the report {report} cannot be written: {exc.strerror}") from None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, Final
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 from rich.text import Text
@@ -12,10 +12,10 @@ from rich.text import Text
 from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import given, time_option
-from kode_core.cli.output import count, print_json, print_note, show, visible, watched, wire
+from kode_core.cli.output import count, fail, print_json, print_note, show, visible, watched, wire
 from kode_core.cli.queries import run
-from kode_core.errors import InvalidArgumentError
-from kode_core.model import Bookmark
+from kode_core.cli.retention import KINDS, apply_policies, ask, total
+from kode_core.errors import CorruptRecordError, InvalidArgumentError, KodeError
 from kode_core.protocols import ExtendedStore
 from kode_core.query import AgentStats
 from kode_core.report import PruneResult
@@ -23,17 +23,10 @@ from kode_core.report import PruneResult
 __all__ = ["EXAMPLES", "prune"]
 
 EXAMPLES: Final = (
+    "kode prune --dry-run",
     "kode prune tau-000-0 --events-before 30d --keep-snapshots 10 --dry-run",
     "kode prune tau-000-0 tau-000-1 --keep-snapshots 10 --yes",
     "kode prune tau-000-0 --events-before-offset 5000 --yes --json",
-)
-
-_KINDS: Final = (
-    ("events", "event"),
-    ("snapshots", "snapshot"),
-    ("history_windows", "history window"),
-    ("compression_records", "compression record"),
-    ("recovered_files", "recovered file"),
 )
 
 
@@ -42,7 +35,9 @@ def _keep(name: str, what: str) -> Any:
 
 
 def prune(
-    agents: Annotated[list[str], typer.Argument(metavar="AGENT...", help="Ids of agents.")],
+    agents: Annotated[
+        list[str] | None, typer.Argument(metavar="AGENT...", help="Ids of agents; without any the policies count.")
+    ] = None,
     events_before_offset: Annotated[
         int | None,
         typer.Option("--events-before-offset", metavar="OFFSET", min=0, help="Remove events with a lesser offset."),
@@ -63,7 +58,11 @@ def prune(
     """Remove events, snapshots and history of agents that are no longer needed.
 
     The command counts the records first, and asks before it removes them. The last event, from which producers go on,
-    always stays. Messages, tool calls, todos and the info stay as they are.
+    always stays. Messages, tool calls, todos and the info stay as they are. An agent with a damaged record is reported,
+    with exit code 1, and the others are pruned.
+
+    Without agents the command applies the policies of retention that kode.toml has for the store, by which agents are
+    deleted, too. Agents whose lock a worker holds, and agents that change meanwhile, are left and counted.
     """
     wanted = given(
         events_before_offset=events_before_offset,
@@ -73,90 +72,71 @@ def prune(
         keep_compression_records=keep_compression_records,
         keep_recovered_files=keep_recovered_files,
     )
+    if not agents:
+        if wanted:
+            raise InvalidArgumentError("name the agents to prune; without them kode.toml says what to remove")
+        apply_policies(store, yes=yes, dry_run=dry_run, as_json=as_json)
+        return
     if not wanted:
         raise InvalidArgumentError("say what to remove, such as --events-before 30d or --keep-snapshots 10")
     agents = list(dict.fromkeys(agents))
     if dry_run or not yes:
-        counted = run(_count(store, agents, wanted))
+        counted = run(_prune(store, agents, wanted, dry_run=True))
         if dry_run:
             _show(counted, "would be removed", as_json=as_json)
             return
-        _ask(sum(map(_total, counted.values())))
-    _show(run(_prune(store, agents, wanted)), "removed", as_json=as_json)
+        ask(f"Remove {count(sum(map(total, counted.results.values())), 'record')}?")
+    _show(run(_prune(store, agents, wanted, dry_run=False)), "removed", as_json=as_json)
 
 
-def _total(result: PruneResult) -> int:
-    return sum(getattr(result, name) for name, _ in _KINDS)
+class _Pruned(NamedTuple):
+    """The agents that were pruned or counted, and the errors of the others."""
+
+    results: dict[str, PruneResult]
+    errors: dict[str, KodeError]
 
 
-def _show(results: dict[str, PruneResult], verb: str, *, as_json: bool) -> None:
+def _show(pruned: _Pruned, verb: str, *, as_json: bool) -> None:
+    """Print the numbers, and then the errors, with which the command fails."""
+    results, errors = pruned
     if as_json:
-        print_json({"agents": [{"agentId": agent_id, **wire(result)} for agent_id, result in results.items()]})
-        return
-    for agent_id, result in results.items():
-        counts = [count(number, noun) for name, noun in _KINDS if (number := getattr(result, name))]
-        show(Text(f"{visible(agent_id)}: {', '.join(counts) or 'nothing'}"))
-    print_note(f"{count(sum(map(_total, results.values())), 'record')} {verb}")
+        shown = {"agents": [{"agentId": agent_id, **wire(result)} for agent_id, result in results.items()]}
+        failed = [{"agentId": agent_id, "error": _text_of(error)} for agent_id, error in errors.items()]
+        print_json({**shown, "failed": failed} if failed else shown)
+    else:
+        for agent_id, result in results.items():
+            counts = [count(number, noun) for name, noun in KINDS if (number := getattr(result, name))]
+            show(Text(f"{visible(agent_id)}: {', '.join(counts) or 'nothing'}"))
+        print_note(f"{count(sum(map(total, results.values())), 'record')} {verb}")
+    for agent_id, error in errors.items():
+        fail(f"{agent_id}: {_text_of(error)}")
+    if errors:
+        raise typer.Exit(1)
 
 
-def _ask(number: int) -> None:
-    if not sys.stdin.isatty():
-        raise InvalidArgumentError(
-            "stdin is not a terminal, so the command cannot ask: give --yes to remove, or --dry-run to count"
-        )
-    typer.confirm(f"Remove {count(number, 'record')}?", abort=True, err=True)
-
-
-async def _count(target: str | None, agents: Sequence[str], wanted: dict[str, Any]) -> dict[str, PruneResult]:
-    """What a prune would remove now."""
-    async with open_store(target) as store:
-        return {agent_id: await _count_one(store, agent_id, wanted) for agent_id in agents}
+def _text_of(error: KodeError) -> str:
+    return "; ".join([str(error), *getattr(error, "__notes__", ())])
 
 
 async def _require(store: ExtendedStore, agent_id: str) -> None:
     """Raise AgentNotFoundError unless something is stored for the agent."""
-    if await store.last_bookmark(agent_id) is None and await store.aggregate_stats(agent_id) == AgentStats():
-        await require_agent(store, agent_id)
+    with suppress(CorruptRecordError):  # damage is stored, too
+        if await store.last_bookmark(agent_id) is None and await store.aggregate_stats(agent_id) == AgentStats():
+            await require_agent(store, agent_id)
 
 
-async def _count_one(store: ExtendedStore, agent_id: str, wanted: dict[str, Any]) -> PruneResult:
-    await _require(store, agent_id)
-    loads: dict[str, Callable[[str], Awaitable[Sequence[Any]]]] = {
-        "snapshots": store.list_snapshots,
-        "history_windows": store.load_history_windows,
-        "compression_records": store.load_compression_records,
-        "recovered_files": store.load_recovered_files,
-    }
-    counts = {
-        name: max(len(await load(agent_id)) - wanted[f"keep_{name}"], 0)
-        for name, load in loads.items()
-        if f"keep_{name}" in wanted
-    }
-    return PruneResult(events=await _count_events(store, agent_id, wanted), **counts)
-
-
-async def _count_events(store: ExtendedStore, agent_id: str, wanted: dict[str, Any]) -> int:
-    offset, time = wanted.get("events_before_offset"), wanted.get("events_before")
-    last = await store.last_bookmark(agent_id)
-    if last is None or (offset is None and time is None):
-        return 0
-    kept = -1
-    async for event in store.read_events(agent_id, since=Bookmark(last.seq - 1, 0)):
-        kept = event.offset
-    number = 0
-    async for event in store.read_events(agent_id, after_offset=0):
-        if (offset is not None and event.offset >= offset) or (time is not None and event.bookmark.timestamp >= time):
-            break
-        number += event.offset != kept
-    return number
-
-
-async def _prune(target: str | None, agents: Sequence[str], wanted: dict[str, Any]) -> dict[str, PruneResult]:
+async def _prune(target: str | None, agents: Sequence[str], wanted: dict[str, Any], *, dry_run: bool) -> _Pruned:
+    """Prune the agents, or count; one that is damaged does not keep the others from it, any other error ends it."""
+    pruned = _Pruned({}, {})
     async with open_store(target) as store:
         for agent_id in agents:
             await _require(store, agent_id)
-        results = {}
         for agent_id in agents:
-            with watched(f"{visible(agent_id)}: removed") as progress:
-                results[agent_id] = await store.prune(agent_id, **wanted, progress=progress)
-        return results
+            try:
+                with watched(f"{visible(agent_id)}: {'counted' if dry_run else 'removed'}") as progress:
+                    pruned.results[agent_id] = await store.prune(agent_id, **wanted, dry_run=dry_run, progress=progress)
+            except KodeError as exc:
+                pruned.errors[agent_id] = exc
+                if not isinstance(exc, CorruptRecordError):
+                    break
+    return pruned

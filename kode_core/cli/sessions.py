@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 
 from rich.console import RenderableType
 
+from kode_core.cli.groups import SortOption, UtcOffsetOption, by_option, report_groups
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
     AgentsOption,
@@ -14,6 +15,7 @@ from kode_core.cli.options import (
     CreatedAfter,
     CreatedBefore,
     CursorOption,
+    FullOption,
     LimitOption,
     MetadataOption,
     OffsetOption,
@@ -25,16 +27,20 @@ from kode_core.cli.options import (
     paging_option,
     time_option,
 )
-from kode_core.cli.output import printed, utc
+from kode_core.cli.output import one_line, printed
 from kode_core.cli.queries import fetch, report, report_count, run
 from kode_core.cli.tables import table
+from kode_core.cli.times import LocalOption, SinceOption, UntilOption, between, moment, zone
+from kode_core.model import Json
 from kode_core.query import Page, SessionInfo
 
 __all__ = ["EXAMPLES", "session_table", "sessions"]
 
+_VALUE_SHOWN: Final = 60
+
 EXAMPLES: Final = (
     "kode sessions --template tau-airline --metadata reward=1.0",
-    "kode sessions --updated-after 7d --sort-by updated_at",
+    "kode sessions --since yesterday --sort-by updated_at --local",
     "kode sessions --all --json | jq -r '.sessions\\[].agentId'",
 )
 
@@ -44,6 +50,8 @@ def sessions(
     template: TemplatesOption = None,
     user: UsersOption = None,
     metadata: MetadataOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
     created_after: CreatedAfter = None,
     created_before: CreatedBefore = None,
     updated_after: Annotated[int | None, time_option("--updated-after", "Changed then or later.")] = None,
@@ -57,10 +65,19 @@ def sessions(
     cursor: CursorOption = None,
     everything: AllOption = False,
     count: CountOption = False,
+    by: Annotated[list[str] | None, by_option("template_id or day")] = None,
+    utc_offset: UtcOffsetOption = None,
+    sort: SortOption = None,
+    full: FullOption = False,
+    local: LocalOption = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List agents, newest first."""
+    """List agents, newest first.
+
+    --since and --until find the agents that were in use between two times: changed since the first, and created before
+    the second.
+    """
     filters = given(
         agent_id=agent,
         template_id=template,
@@ -76,11 +93,16 @@ def sessions(
         offset=offset,
         cursor=cursor,
     )
+    between(filters, since, until, "updated_after")
+    grouped = given(utc_offset_minutes=utc_offset)
+    if by or grouped or sort:
+        report_groups(store, lambda s: s.group_sessions, by or [], {**filters, **grouped}, as_json, sort)
+        return
     if count:
         report_count(run(_count(store, filters)), as_json)
         return
     page = run(_fetch(store, filters, everything))
-    report(page, "session", "sessions", as_json, session_table)
+    report(page, "session", "sessions", as_json, lambda found: session_table(found, full=full))
 
 
 async def _count(target: str | None, filters: dict[str, Any]) -> int:
@@ -93,18 +115,30 @@ async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) 
         return await fetch(store.query_sessions, store.iter_sessions, filters, everything)
 
 
-def session_table(page: list[SessionInfo]) -> RenderableType:
-    """Sessions as a table; the metadata takes the rest of the terminal's width, and may be cut."""
+def session_table(page: list[SessionInfo], *, full: bool = True) -> RenderableType:
+    """Sessions as a table; the metadata takes the rest of the terminal's width, and may be cut.
+
+    Unless *full*, long values of the metadata are shortened, and in a narrow terminal the ids, too.
+    """
     rows = (
         (
             session.agent_id,
             session.template_id,
             f"{session.message_count:,}",
-            utc(session.created_at),
-            utc(session.updated_at),
-            ", ".join(f"{key}={printed(value)}" for key, value in session.metadata.items()),
+            moment(session.created_at),
+            moment(session.updated_at),
+            ", ".join(f"{key}={_value(value, full)}" for key, value in session.metadata.items()),
         )
         for session in page
     )
-    columns = ("AGENT", "TEMPLATE", "MESSAGES", "CREATED (UTC)", "UPDATED (UTC)", "METADATA")
-    return table(columns, rows, right=("MESSAGES",), optional=("UPDATED (UTC)", "TEMPLATE", "METADATA"))
+    columns = ("AGENT", "TEMPLATE", "MESSAGES", f"CREATED ({zone()})", f"UPDATED ({zone()})", "METADATA")
+    optional = (f"UPDATED ({zone()})", "METADATA", "TEMPLATE")
+    return table(columns, rows, right=("MESSAGES",), optional=optional, shorten=not full)
+
+
+def _value(value: Json, full: bool) -> str:
+    """A value of the metadata: unless *full*, a long text is cut, and long objects and lists are not shown."""
+    text = printed(value)
+    if full or len(text) <= _VALUE_SHOWN:
+        return text
+    return "{…}" if isinstance(value, dict) else "[…]" if isinstance(value, list) else one_line(text, _VALUE_SHOWN)

@@ -1,4 +1,4 @@
-"""Tables that fit the terminal without cutting an id short."""
+"""Tables that fit the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ __all__ = ["table"]
 _GAP: Final = 2
 _LEAST_FIRST: Final = 12
 _USUAL_ID: Final = 36
-_LEAST_LAST: Final = 16
+_LEAST_SHORTENED: Final = 20
+_LEAST_LAST: Final = 19  # a time is whole
 
 
 def table(
@@ -28,24 +29,35 @@ def table(
     right: Sequence[str] = (),
     optional: Sequence[str] = (),
     wrap: bool = False,
-) -> Table | str:
+    shorten: bool = False,
+) -> Table | Text | str:
     """A table; strings in *rows* are shown as they are, safely.
 
-    In a terminal that is too narrow the columns of *optional* are left out, in that order. Then the first column, which
-    has the ids, is folded into several lines. The last one takes the rest of the width: cut short, or with *wrap* in
-    several lines. Into a pipe everything is printed in full.
+    In a terminal that is too narrow, *shorten* first shortens the first column, which has the ids: longer ids than a
+    UUID keep their beginning and their end. Then the columns of *optional* are left out, in that order, and then the
+    ids are folded into several lines. The last column takes the rest of the width: cut short, or with *wrap* in several
+    lines. If nothing of that helps, each cell has a line of its own. Into a pipe everything is printed in full.
     """
     if not sys.stdout.isatty():
         return _lines(columns, rows, right)
     names, cells = list(columns), [[_text(cell) for cell in row] for row in rows]
+    whole = [list(row) for row in cells]
     widths = [max([len(name), *(row[i].cell_len for row in cells)]) for i, name in enumerate(names)]
     available = shutil.get_terminal_size().columns
-    widths[0] = min(widths[0], max(_USUAL_ID, available // 2))
+    longest = widths[0]
+    shorten = shorten and longest > _USUAL_ID
+    least = _LEAST_SHORTENED if shorten else min(longest, max(_USUAL_ID, available // 2))
     for name in optional:
-        if _least(widths) <= available:
+        if least + _least(widths) - longest <= available:
             break
         _drop(names.index(name), names, widths, cells)
+    if _smallest(widths) > available:
+        return _stacked(columns, whole)
+    widths[0] = max(least, min(longest, longest + available - _least(widths))) if shorten else least
     _squeeze(widths, available)
+    if shorten:
+        for row in cells:
+            row[0] = _shortened(row[0], widths[0])
     return _drawn(names, widths, cells, right, wrap)
 
 
@@ -68,9 +80,46 @@ def _text(cell: str | Text) -> Text:
     return cell.copy() if isinstance(cell, Text) else Text(visible(cell))
 
 
+def _shortened(text: Text, width: int) -> Text:
+    """The beginning and the end of a text that is wider than *width*, with an ellipsis between them."""
+    if text.cell_len <= width:
+        return text
+    plain = text.plain
+    end = _fitting(plain[::-1], width // 2)[::-1]
+    return Text(f"{_fitting(plain, width - 1 - width // 2)}…{end}")
+
+
+def _fitting(text: str, width: int) -> str:
+    """The longest beginning of *text* that is not wider than *width*."""
+    for i, char in enumerate(text):
+        width -= cell_len(char)
+        if width < 0:
+            return text[:i]
+    return text
+
+
 def _least(widths: Sequence[int]) -> int:
     """The smallest width in which no column but the last one is cut."""
     return sum(widths[:-1]) + min(widths[-1], _LEAST_LAST) + _GAP * (len(widths) - 1)
+
+
+def _smallest(widths: Sequence[int]) -> int:
+    """The smallest width in which the columns have any use."""
+    ends = min(widths[0], _LEAST_FIRST) + min(widths[-1], _LEAST_LAST)
+    return ends + sum(widths[1:-1]) + _GAP * (len(widths) - 1)
+
+
+def _stacked(names: Sequence[str], cells: Iterable[Sequence[Text]]) -> Text:
+    """Each row below the others, its cells in lines of their own, for a terminal that is too narrow for columns."""
+    lines: list[Text] = []
+    for first, *rest in cells:
+        lines.append(first)
+        lines += [
+            Text.assemble(f"  {name.lower()}: " if name else "  ", cell)
+            for name, cell in zip(names[1:], rest, strict=True)
+            if cell.plain.strip()
+        ]
+    return Text("\n").join(lines)
 
 
 def _drop(index: int, names: list[str], widths: list[int], cells: list[list[Text]]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import typer
 from rich.console import RenderableType
 
 from kode_core.cli.conversation import arguments
+from kode_core.cli.groups import SortOption, UtcOffsetOption, by_option, report_groups
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
     AllOption,
@@ -15,23 +17,35 @@ from kode_core.cli.options import (
     CreatedAfter,
     CreatedBefore,
     CursorOption,
+    FullOption,
     LimitOption,
     OffsetOption,
     OrderOption,
     filter_option,
     given,
+    paging_option,
 )
-from kode_core.cli.output import one_line, printed, state_text, utc
+from kode_core.cli.output import one_line, print_note, printed, state_text
 from kode_core.cli.queries import fetch, report, report_count, run
 from kode_core.cli.tables import table
+from kode_core.cli.templates import grouped_calls
+from kode_core.cli.times import LocalOption, SinceOption, UntilOption, between, moment, zone
 from kode_core.model import StoredToolCall
 from kode_core.query import Page
 
 __all__ = ["EXAMPLES", "tool_calls"]
 
+_STATES: Final = (
+    "PENDING", "APPROVAL_REQUIRED", "APPROVED", "EXECUTING", "COMPLETED", "FAILED", "DENIED", "SEALED",
+)  # fmt: skip
+
 EXAMPLES: Final = (
     "kode tool-calls --errors",
+    "kode tool-calls --errors --since 1d",
     "kode tool-calls --state FAILED --state DENIED --count",
+    "kode tool-calls --by tool_name --by is_error --durations",
+    "kode tool-calls --errors --by tool_name --sort count --limit 5",
+    "kode tool-calls --by template_id --by is_error",
     "kode tool-calls tau-000-0 --order asc",
     "kode tool-calls --tool book_reservation --state COMPLETED --json",
 )
@@ -52,6 +66,8 @@ def tool_calls(
     approval: Annotated[
         bool | None, filter_option("--approval/--no-approval", help="Only calls that needed a decision, or did not.")
     ] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
     created_after: CreatedAfter = None,
     created_before: CreatedBefore = None,
     order: OrderOption = None,
@@ -60,6 +76,16 @@ def tool_calls(
     cursor: CursorOption = None,
     everything: AllOption = False,
     count: CountOption = False,
+    by: Annotated[
+        list[str] | None, by_option("agent_id, template_id, tool_name, state, is_error, has_approval or day")
+    ] = None,
+    utc_offset: UtcOffsetOption = None,
+    sort: SortOption = None,
+    durations: Annotated[
+        bool | None, paging_option("--durations", help="With --by: how long the calls took; reads each of them.")
+    ] = None,
+    full: FullOption = False,
+    local: LocalOption = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -77,11 +103,24 @@ def tool_calls(
         offset=offset,
         cursor=cursor,
     )
+    _see_states(state or ())
+    between(filters, since, until)
+    grouped = given(utc_offset_minutes=utc_offset, durations=durations)
+    if by or grouped or sort:
+        report_groups(store, grouped_calls, by or [], {**filters, **grouped}, as_json, sort)
+        return
     if count:
         report_count(run(_count(store, filters)), as_json)
         return
     page = run(_fetch(store, filters, everything))
-    report(page, "tool call", "toolCalls", as_json, _table)
+    report(page, "tool call", "toolCalls", as_json, lambda found: _table(found, full=full))
+
+
+def _see_states(states: Sequence[str]) -> None:
+    """Say which state was probably meant: any text can be one, and capitals count."""
+    for state in states:
+        if state not in _STATES and state.upper() in _STATES:
+            print_note(f"the state {state!r} is not {state.upper()!r}: capitals count; write --state {state.upper()}")
 
 
 async def _count(target: str | None, filters: dict[str, Any]) -> int:
@@ -94,9 +133,12 @@ async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) 
         return await fetch(store.query_tool_calls, store.iter_tool_calls, filters, everything)
 
 
-def _table(page: Page[StoredToolCall]) -> RenderableType:
-    rows = ((call.agent_id, utc(call.created_at), call.name, state_text(call.state), _outcome(call)) for call in page)
-    return table(("AGENT", "CREATED (UTC)", "TOOL", "STATE", "RESULT"), rows, optional=("CREATED (UTC)", "STATE"))
+def _table(page: Page[StoredToolCall], *, full: bool) -> RenderableType:
+    rows = (
+        (call.agent_id, moment(call.created_at), call.name, state_text(call.state), _outcome(call)) for call in page
+    )
+    columns = ("AGENT", f"CREATED ({zone()})", "TOOL", "STATE", "RESULT")
+    return table(columns, rows, optional=(f"CREATED ({zone()})", "RESULT"), shorten=not full)
 
 
 def _outcome(call: StoredToolCall) -> str:

@@ -1,0 +1,45 @@
+"""``kode import`` of an archive that ``kode export`` made."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from kode_core.cli.moving import Told
+from kode_core.cli.opening import open_store
+from kode_core.cli.queries import run
+from kode_core.moving import CopyReport, import_archive
+from kode_core.moving.files import MAGIC
+from kode_core.moving.importing import check_header
+
+__all__ = ["import_agents", "is_archive"]
+
+_BEGIN: Final = b'{"kode":'
+
+
+def is_archive(source: str) -> bool:
+    """True for a file that begins as archives do, and for stdin."""
+    if source == "-":
+        return True
+    try:
+        with Path(source).open("rb") as file:
+            begin = file.read(len(_BEGIN))
+    except OSError:
+        return False
+    return begin == _BEGIN or begin.startswith(MAGIC)
+
+
+def import_agents(source: str, target: str | None, existing: str, skip_damaged: bool, report: Path | None) -> None:
+    """Import the agents, and print the outcome."""
+    if source != "-":
+        run(check_header(source))  # before an empty store is created
+    told = Told("imported", report)
+    told.end(run(_import(source, target, told, {"existing": existing, "skip_damaged": skip_damaged})))
+
+
+async def _import(source: str, target: str | None, told: Told, how: dict[str, Any]) -> CopyReport:
+    async with open_store(target, create=True) as store:
+        with told.progress() as progress:
+            where: Any = sys.stdin.buffer if source == "-" else source
+            return await import_archive(store, where, on_agent=told.agent, progress=progress, **how)
