@@ -34,9 +34,20 @@ from kode_core.protocols import (
     Heartbeat,
     Lease,
     QueryableStore,
+    ScopedStore,
     Store,
 )
-from kode_core.query import AgentStats, MessageFilter, Page, Session, SessionFilter, SessionInfo, ToolCallFilter
+from kode_core.query import (
+    AgentStats,
+    Durations,
+    Group,
+    MessageFilter,
+    Page,
+    Session,
+    SessionFilter,
+    SessionInfo,
+    ToolCallFilter,
+)
 from kode_core.report import (
     ConsistencyCheckResult,
     ConsistencyIssue,
@@ -45,6 +56,7 @@ from kode_core.report import (
     StoreHealthStatus,
     StoreMetrics,
 )
+from kode_core.tenants import full_agent_id, tenant_of
 
 __all__ = [
     *errors.__all__,
@@ -53,18 +65,28 @@ __all__ = [
     "AgentStore",
     "ConsistencyCheckResult",
     "ConsistencyIssue",
+    "CopyReport",
     "DocumentStore",
+    "Durations",
     "EventStream",
     "ExtendedStore",
+    "Group",
     "Heartbeat",
     "JsonStore",
     "Lease",
     "MemoryStore",
     "MessageFilter",
+    "MovedAgent",
     "Page",
+    "PolicyReport",
+    "PassReport",
     "QueryableStore",
     "PruneResult",
     "RepairResult",
+    "Retained",
+    "RetentionPolicy",
+    "RetentionReport",
+    "ScopedStore",
     "Session",
     "SessionFilter",
     "SessionInfo",
@@ -74,14 +96,22 @@ __all__ = [
     "ToolCallFilter",
     "agent_key",
     "agent_key_prefix",
+    "apply_retention",
+    "copy_store",
     "create_extended_store",
     "create_store",
+    "export_archive",
     "from_dict",
+    "full_agent_id",
+    "import_archive",
     "lazy_store",
     "new_agent_id",
+    "retention_policies",
+    "tenant_of",
     "to_dict",
     "to_json",
     "to_jsonable",
+    "verify_copy",
 ]
 
 
@@ -95,13 +125,41 @@ _STORES: typing.Final = {
 }
 """Stores for direct use: the module of each store, and the distribution that contains it."""
 
+_LATER: typing.Final = {
+    "CopyReport": "kode_core.moving",
+    "MovedAgent": "kode_core.moving",
+    "PassReport": "kode_core.moving",
+    "PolicyReport": "kode_core.retention",
+    "Retained": "kode_core.retention",
+    "RetentionPolicy": "kode_core.retention",
+    "RetentionReport": "kode_core.retention",
+    "apply_retention": "kode_core.retention",
+    "copy_store": "kode_core.moving",
+    "export_archive": "kode_core.moving",
+    "import_archive": "kode_core.moving",
+    "retention_policies": "kode_core.config",
+    "verify_copy": "kode_core.moving",
+}
+"""Names of maintenance, which most programs do not use: the module of each, which is imported on first access."""
+
 if typing.TYPE_CHECKING:
     from kode_dynamodb import DynamoDBStore as DynamoDBStore
     from kode_mongo import MongoStore as MongoStore
     from kode_postgres import PostgresStore as PostgresStore
     from kode_sqlite import SqliteStore as SqliteStore
 
+    from kode_core.config import retention_policies
     from kode_core.direct import JsonStore, MemoryStore
+    from kode_core.moving import (
+        CopyReport,
+        MovedAgent,
+        PassReport,
+        copy_store,
+        export_archive,
+        import_archive,
+        verify_copy,
+    )
+    from kode_core.retention import PolicyReport, Retained, RetentionPolicy, RetentionReport, apply_retention
 
     __version__: str
 else:
@@ -116,6 +174,8 @@ else:
             from importlib.metadata import version
 
             return version("kode-core")
+        if name in _LATER:
+            return getattr(importlib.import_module(_LATER[name]), name)
         if name not in _STORES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module, distribution = _STORES[name]
@@ -131,4 +191,4 @@ else:
     def __dir__() -> list[str]:
         """List the names of this module, and the stores whose distributions are installed."""
         there = [name for name, (module, _) in _STORES.items() if importlib.util.find_spec(module)]
-        return sorted({*globals(), *there})
+        return sorted({*globals(), *_LATER, *there})

@@ -25,7 +25,8 @@ from msgspec.structs import replace
 from kode_core.codec import Body
 from kode_core.docs import ABSENT_DOC, CORE_KEYS, FORKED_DOCS, Doc, DocKind, DocSpan, DocWrite, placed_docs
 from kode_core.errors import KodeError
-from kode_core.found import EngineIssue, Found, SessionRow, Totals
+from kode_core.events import EventDrop, EventRange, EventRow, EventWrite
+from kode_core.found import DocQuery, EngineIssue, Found, FoundDoc, SessionRow, Totals
 
 __all__ = [
     "ABSENT_DOC",
@@ -37,6 +38,7 @@ __all__ = [
     "Child",
     "Doc",
     "DocKind",
+    "DocQuery",
     "DocSpan",
     "DocWrite",
     "EngineIssue",
@@ -46,6 +48,7 @@ __all__ = [
     "EventWrite",
     "Fence",
     "Found",
+    "FoundDoc",
     "FoundRow",
     "Info",
     "ListHead",
@@ -149,30 +152,6 @@ class Info(_Value, frozen=True):
     metadata: tuple[tuple[str, str], ...] = ()
 
 
-class EventRow(_Value, frozen=True):
-    """An event of the log."""
-
-    offset: int
-    seq: int
-    body: Body
-
-
-class EventRange(_Value, frozen=True, kw_only=True):
-    """Which events to read, and in which order.
-
-    Attributes:
-        order: ``seq`` for (seq, offset), ``offset`` for the order of commit.
-        after: continue after this (seq, offset), exclusive; in ``offset`` order only the offset counts.
-        since_seq: only events with a greater seq, whatever the order.
-    """
-
-    order: Literal["seq", "offset"] = "seq"
-    after: tuple[int, int] | None = None
-    since_seq: int | None = None
-    channel: str | None = None
-    limit: int = 500
-
-
 class ListHead(_Value, frozen=True):
     """A list's version and length; both 0 if there is no list."""
 
@@ -207,7 +186,7 @@ class AgentSummary(_Value, frozen=True, kw_only=True):
 
 # --- Writes -----------------------------------------------------------------------------------------------------------
 
-_NO_DIGESTS: Final[Mapping[str, bytes]] = MappingProxyType({})
+_NO_DIGESTS: Final[Mapping[tuple[DocKind, str], bytes]] = MappingProxyType({})
 _STEP_BITS: Final = 32
 """Versions begin below 2 ** 52, which leaves room for billions of writes."""
 
@@ -266,24 +245,6 @@ class ListWrite(_Value, frozen=True, kw_only=True):
         return replace(self, append=tuple(rows))
 
 
-class EventWrite(_Value, frozen=True):
-    """An event to append. The same (seq, digest) again is not stored twice (EVT-4)."""
-
-    seq: int
-    channel: str
-    body: Body
-
-
-class EventDrop(_Value, frozen=True):
-    """Events to remove: those with an offset below ``before``, but for the one with the offset ``keep``.
-
-    Precondition: the event ``keep`` is stored. It proves that the agent was not deleted since the core read it.
-    """
-
-    before: int
-    keep: int
-
-
 class Batch(_Value, frozen=True, kw_only=True):
     """Everything that one call writes for one agent. It is applied completely or not at all.
 
@@ -296,6 +257,11 @@ class Batch(_Value, frozen=True, kw_only=True):
             not earlier, it becomes ``updated_at + 1``: it always grows (INFO-2).
         fence: precondition: this lease is held.
         expect_updated_at: precondition: the agent's info, messages and tool calls did not change since.
+        expect_lists: with ``expect_updated_at``, the versions that messages and tool calls must have. An agent that was
+            deleted and created again may have its time again, and never its versions.
+        expect_info: with ``expect_updated_at``, a body with the digest that the info must have, or ``ABSENT_DOC``.
+        expect_nothing: precondition, for an engine that :func:`kode_core.engine.checks_demands`: the agent has no info,
+            no rows, no documents, but for layers' and the core's, and no events. Its lists may have versions.
         delete: remove everything that is stored for the agent, except the lease, before the rest of the batch is
             applied.
         drop_events: events to remove, for an engine that :func:`kode_core.engine.drops_events`.
@@ -306,6 +272,9 @@ class Batch(_Value, frozen=True, kw_only=True):
     now: int
     fence: Fence | None = None
     expect_updated_at: int | None = None
+    expect_lists: tuple[int, int] | None = None
+    expect_info: Body | None = None
+    expect_nothing: bool = False
     delete: bool = False
     info: Info | None = None
     messages: ListWrite | None = None
@@ -331,14 +300,28 @@ class Batch(_Value, frozen=True, kw_only=True):
         return not (self.is_touching or self.docs or self.events or self.drop_events)
 
     def refusal(
-        self, updated_at: int, messages: ListHead, tool_calls: ListHead, digests: Mapping[str, bytes] = _NO_DIGESTS
+        self,
+        updated_at: int,
+        messages: ListHead,
+        tool_calls: ListHead,
+        digests: Mapping[tuple[DocKind, str], bytes] = _NO_DIGESTS,
+        *,
+        info: bytes | None = None,
+        has_more: bool = False,
     ) -> Refused | None:
         """The precondition that fails for an agent in this state, or None. The fence is not checked.
 
-        *digests* has the digests of those documents among ``demanded_docs`` that are stored, by key.
+        *digests* has the digests of those documents among ``demanded_docs`` that are stored, by kind and key. *info* is
+        the digest of the info, empty without one, or None from an engine that does not compare it. *has_more* says
+        whether documents, but for layers' and the core's, or events are stored, if the batch has ``expect_nothing``.
         """
-        if self.expect_updated_at not in (None, updated_at):
-            return Refused("updated_at")
+        if self.expect_updated_at is not None:
+            lists = (messages.version, tool_calls.version)
+            is_info = info is None or self.expect_info is None or info == self.expect_info.digest
+            if self.expect_updated_at != updated_at or self.expect_lists not in (None, lists) or not is_info:
+                return Refused("updated_at")
+        if self.expect_nothing and (messages.count or tool_calls.count or info or has_more):
+            return Refused("contents")
         if self.messages is not None and self.messages.expect not in (None, messages.version):
             return Refused("messages")
         if self.tool_calls is not None and self.tool_calls.expect not in (None, tool_calls.version):
@@ -348,16 +331,19 @@ class Batch(_Value, frozen=True, kw_only=True):
         return None
 
     @property
-    def demanded_docs(self) -> Mapping[str, bytes]:
-        """The digests that documents of the kind ``DOCUMENTS`` must have, by key; empty for one that must not exist."""
-        return {write.key: write.expect.digest for write in self.docs if write.expect is not None}
+    def demanded_docs(self) -> Mapping[tuple[DocKind, str], bytes]:
+        """The digests that documents must have, by kind and key; empty for one that must not exist."""
+        return {(write.kind, write.key): write.expect.digest for write in self.docs if write.expect is not None}
 
 
 def with_bodies(batch: Batch, change: Callable[[Body], Body]) -> Batch:
     """A copy of *batch* with every body replaced by the result of *change*; bodies come in a fixed order.
 
-    The body of a demanded document (``DocWrite.expect``) has no text: its digest alone is compared.
+    The body of a demanded document (``DocWrite.expect``) or info has no text: its digest alone is compared.
     """
+
+    def demanded(expect: Body | None) -> Body | None:
+        return expect if expect is None or expect == ABSENT_DOC else change(expect)
 
     def rows(write: ListWrite | None) -> ListWrite | None:
         if write is None:
@@ -366,12 +352,13 @@ def with_bodies(batch: Batch, change: Callable[[Body], Body]) -> Batch:
         return replace(write, put=put, append=tuple(replace(row, body=change(row.body)) for row in write.append))
 
     def doc(write: DocWrite) -> DocWrite:
-        if write.expect is not None and write.expect != ABSENT_DOC:
-            write = replace(write, expect=change(write.expect))
+        if write.expect is not None:
+            write = replace(write, expect=demanded(write.expect))
         return write if write.doc is None else replace(write, doc=replace(write.doc, body=change(write.doc.body)))
 
     return replace(
         batch,
+        expect_info=demanded(batch.expect_info),
         info=None if batch.info is None else replace(batch.info, body=change(batch.info.body)),
         messages=rows(batch.messages),
         tool_calls=rows(batch.tool_calls),
@@ -395,7 +382,7 @@ class Applied(_Value, frozen=True):
 class Refused(_Value, frozen=True):
     """A precondition did not hold and nothing was written; ``by`` names the precondition."""
 
-    by: Literal["fence", "messages", "tool_calls", "updated_at", "docs", "events"]
+    by: Literal["fence", "messages", "tool_calls", "updated_at", "contents", "docs", "events"]
 
 
 Outcome: TypeAlias = Applied | Refused | KodeError

@@ -7,25 +7,30 @@ in this order: ``KODE_STORE_URL``; ``KODE_STORE_TYPE`` with the variables of tha
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from kode_core.authoring.options import ServerOptions
 from kode_core.authoring.values import named, near, path_options, read_value, secret_options
-from kode_core.errors import ConfigurationError
+from kode_core.errors import ConfigurationError, InvalidArgumentError
 from kode_core.ids import nearest
 from kode_core.plugins import Backend, registry
 from kode_core.sources.files import named_stores, relative_to
 from kode_core.sources.urls import DATABASE_SUFFIXES, from_path, from_url
 from kode_core.sources.variables import Variables
 from kode_core.sources.wanted import BackendFinder, Wanted
+from kode_core.tenants import check_tenant
 
-__all__ = ["Configured", "StoreOptions", "configure"]
+if TYPE_CHECKING:
+    from kode_core.retention.policies import RetentionPolicy
+
+__all__ = ["Configured", "StoreOptions", "configure", "retention_policies"]
 
 DEFAULT_BACKEND: Final = "sqlite"
 Millis = Annotated[int, msgspec.Meta(gt=0, le=2**31 - 1)]
@@ -38,23 +43,52 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         file_store_base_dir: a folder for events, todos, history and media; without one they are kept in the database.
         timeout_ms: the deadline of every call (OPS-9).
         follow_poll_ms: how often ``follow_events`` looks for events that other processes appended.
+        encryption_key_file: a file with the keys of encryption, for its owner alone; see the guide on encryption.
+        encryption_key_variable: the name of an environment variable with them, in its place.
+        encryption_plaintext: ``read`` reads records that are stored as plain text, too, while a store is being
+            encrypted; ``refuse`` does not.
+        encryption_blind: whether the names of tools and the values of metadata, by which records are found, are stored
+            as tokens.
+        compression_min_bytes: the size from which bodies are compressed; None compresses nothing.
         memory_limit_bytes: the most that the store's memory of lists takes, which lets it write only the changes
             (OPS-14); 0 remembers nothing.
+        tenant: the tenant whose agents are all that the store sees (SCOPE-1); None for everything.
     """
 
     file_store_base_dir: Annotated[str, msgspec.Meta(min_length=1, extra={"path": True})] | None = None
     timeout_ms: Millis = 30_000
     follow_poll_ms: Millis = 100
     memory_limit_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 64 * 2**20
+    tenant: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    encryption_key_file: Annotated[str, msgspec.Meta(min_length=1, extra={"path": True})] | None = None
+    encryption_key_variable: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    encryption_plaintext: Literal["refuse", "read"] = "refuse"
+    encryption_blind: bool = False
+    compression_min_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**28)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.encryption_key_file is not None and self.encryption_key_variable is not None:
+            raise ConfigurationError("give encryption_key_file or encryption_key_variable, not both")
+        if not self.is_encrypted and (self.encryption_blind or self.encryption_plaintext != "refuse"):
+            raise ConfigurationError(
+                "encryption_plaintext and encryption_blind need keys: give encryption_key_file or "
+                "encryption_key_variable, too"
+            )
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the options name keys."""
+        return self.encryption_key_file is not None or self.encryption_key_variable is not None
 
 
 class Configured(NamedTuple):
-    """A store to open; ``source`` names the source of the configuration."""
+    """A store to open; ``source`` names the source of the configuration, and ``retention`` has its policies."""
 
     backend: Backend
     options: msgspec.Struct
     store: StoreOptions
     source: str
+    retention: tuple[RetentionPolicy, ...] = ()
 
     def __repr__(self) -> str:
         """A description of the store, without secrets."""
@@ -93,6 +127,17 @@ def configure(
         )
     merged = wanted._replace(options={**wanted.options, **options}, texts=wanted.texts - options.keys())
     return _checked(merged, find(wanted.backend))
+
+
+def retention_policies(target: str | None = None) -> tuple[RetentionPolicy, ...]:
+    """The policies of retention that ``kode.toml`` has for a store; none if the file does not configure the store.
+
+    *target* names the store, as for ``create_extended_store``; without it, it is the one that the surroundings choose.
+
+    Raises:
+        ConfigurationError: the configuration is wrong, the policies included.
+    """
+    return configure(target, {}, registry.backend).retention
 
 
 # --- Sources ----------------------------------------------------------------------------------------------------------
@@ -170,23 +215,38 @@ def _from_name(name: str, find: BackendFinder, environ: Mapping[str, str]) -> Wa
 
 
 def _from_toml(name: str, store: Mapping[str, Any], path: Path, find: BackendFinder) -> Wanted:
-    wanted = _from_mapping(store, find, f"store {name!r} of {path}")
+    source = f"store {name!r} of {path}"
+    options = {option: value for option, value in store.items() if option != "retention"}
+    policies: tuple[RetentionPolicy, ...] = ()
+    if "retention" in store:
+        from kode_core.retention.policies import policies_of  # few stores have policies
+
+        policies = policies_of(store["retention"], source)
+    wanted = _from_mapping(options, find, source)
     backend = find(wanted.backend)
     paths = path_options(backend.options) | path_options(StoreOptions)
     resolved = {
         option: relative_to(path, value) if option in paths else value for option, value in wanted.options.items()
     }
-    return wanted._replace(options=resolved)
+    return wanted._replace(options=resolved, retention=policies)
 
 
 # --- Checking ---------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _fields(options: type[msgspec.Struct]) -> Mapping[str, msgspec.structs.FieldInfo]:
+    """The fields of a class of options by name: msgspec evaluates all annotations again in each call."""
+    return {field.name: field for field in msgspec.structs.fields(options)}
+
+
 def _checked(wanted: Wanted, backend: Backend) -> Configured:
-    common = {field.name: field for field in msgspec.structs.fields(StoreOptions)}
-    own = {field.name: field for field in msgspec.structs.fields(backend.options)}
+    common = dict(_fields(StoreOptions))
+    own = _fields(backend.options)
     if backend.gives == "store":
-        common.pop("file_store_base_dir")
+        for name in ("file_store_base_dir", *common):
+            if name.startswith(("file_store", "encryption", "compression", "tenant")):
+                common.pop(name, None)
     values: dict[str, Any] = {}
     for name, value in wanted.options.items():
         field = own.get(name) or common.get(name)
@@ -199,8 +259,9 @@ def _checked(wanted: Wanted, backend: Backend) -> Configured:
     missing = [name for name, field in own.items() if field.required and name not in values]
     if missing:
         raise ConfigurationError(f"{wanted.source}: backend {backend.name!r} needs the option {missing[0]!r}")
-    store = StoreOptions(**{name: value for name, value in values.items() if name not in own})
     try:
+        store = StoreOptions(**{name: value for name, value in values.items() if name not in own})
+        _check_tenant(store.tenant)
         options = backend.options(**{name: value for name, value in values.items() if name in own})
         if isinstance(options, ServerOptions):
             options.resolved()  # report problems of the connection options now
@@ -209,8 +270,16 @@ def _checked(wanted: Wanted, backend: Backend) -> Configured:
     except (ValueError, TypeError) as exc:  # from a plugin's own check, whose message may quote a value
         problem = f"the options of backend {backend.name!r} were refused ({type(exc).__name__})"
     else:
-        return Configured(backend, options, store, wanted.source)
+        return Configured(backend, options, store, wanted.source, wanted.retention)
     raise ConfigurationError(f"{wanted.source}: {problem}")
+
+
+def _check_tenant(tenant: str | None) -> None:
+    if tenant is not None:
+        try:
+            check_tenant(tenant)
+        except InvalidArgumentError as exc:
+            raise ConfigurationError(f"option tenant: {exc}") from None
 
 
 def _unknown(wanted: Wanted, backend: Backend, name: object, known: set[str]) -> str:

@@ -8,17 +8,19 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from kode_core.config import Configured, configure
 from kode_core.engine import Engine
 from kode_core.errors import ConfigurationError, IncompatibleBackendError, KodeError, StoreUnavailableError
 from kode_core.hybrid.companion import refuse_without_files
+from kode_core.layers.configured import own_layers, prepare
+from kode_core.layers.required import refuse_without_layers
 from kode_core.opened import checked_layers, layered_engine, opened_engine, opened_store
 from kode_core.operation import Observer, checked_observers
 from kode_core.plugins import Backend, EngineLayer, registry
-from kode_core.protocols import ExtendedStore, Store
+from kode_core.protocols import ExtendedStore, ScopedStore, Store
 from kode_core.store.dated import clock
 from kode_core.store.facade import EngineStore
 
@@ -36,7 +38,7 @@ __all__ = [
     "plan_of",
 ]
 
-S = TypeVar("S", bound=Store)
+S_co = TypeVar("S_co", bound=Store, covariant=True)
 
 Target: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | None
 """The store that a caller names; None is the one that the environment names."""
@@ -82,17 +84,17 @@ _PLANS: Final[WeakKeyDictionary[EngineStore, Plan]] = WeakKeyDictionary()
 """The plan of each store that was made here."""
 
 
-class StoreOpening(Generic[S]):
+class StoreOpening(Generic[S_co]):
     """A store about to be opened: ``await`` it, or use ``async with``, which closes it at the end."""
 
-    def __init__(self, open_store: Callable[[], Awaitable[S]]) -> None:
+    def __init__(self, open_store: Callable[[], Awaitable[S_co]]) -> None:
         self._open = open_store
-        self._store: S | None = None
+        self._store: S_co | None = None
 
-    def __await__(self) -> Generator[Any, None, S]:
+    def __await__(self) -> Generator[Any, None, S_co]:
         return self._open().__await__()
 
-    async def __aenter__(self) -> S:
+    async def __aenter__(self) -> S_co:
         self._store = await self._open()
         return self._store
 
@@ -120,7 +122,7 @@ def lazy_store(
     layers: Sequence[EngineLayer] = (),
     observers: Sequence[Observer] = (),
     **options: Any,
-) -> ExtendedStore:
+) -> ScopedStore:
     """A store that opens at its first use, for code that cannot await: a module, or a framework's constructor.
 
     Takes what :func:`create_extended_store` takes, and checks it at once. Nothing is opened or created before the
@@ -166,7 +168,7 @@ def create_extended_store(
     layers: Sequence[EngineLayer] = (),
     observers: Sequence[Observer] = (),
     **options: Any,
-) -> StoreOpening[ExtendedStore]:
+) -> StoreOpening[ScopedStore]:
     """Open the store named by *target*, or by the environment without one.
 
     *target* is a URL (``sqlite:///agents.db``), a ``Path``, the name of a store in ``kode.toml``, or a mapping with a
@@ -184,6 +186,8 @@ def create_extended_store(
     with :meth:`~kode_core.operation.Surrounds.around`. Observers of plugins are entered first, then these in
     order; all are left in the reverse order (OPS-20).
 
+    Every store over an engine gives views of tenants; a backend that opens a whole store by itself may lack ``scoped``.
+
     Raises:
         ConfigurationError: the configuration is wrong; the message says what to change. A wrong layer or observer is
             refused by the call itself, before anything is opened.
@@ -191,8 +195,8 @@ def create_extended_store(
     """
     extension = Extension.checked(layers, observers)
 
-    async def open_extended() -> ExtendedStore:
-        return _extended(await _open(target, options, extension))
+    async def open_extended() -> ScopedStore:
+        return cast(ScopedStore, _extended(await _open(target, options, extension)))
 
     return StoreOpening(open_extended)
 
@@ -261,6 +265,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "timeout_ms": common.timeout_ms,
         "follow_poll_ms": common.follow_poll_ms,
         "memory_limit_bytes": common.memory_limit_bytes,
+        "tenant": common.tenant,
         "observers": [*registry.observers(plan.configured.options), *plan.extension.observers],
         "clock": clock,
     }
@@ -296,9 +301,12 @@ async def open_engine(configured: Configured, layers: Sequence[EngineLayer] = ()
     else:
         async with _closed_on_error(engine):
             await refuse_without_files(engine)
+    base = engine
     async with _closed_on_error(engine):
-        for layer in (*registry.layers(configured.options), *layers):
+        for layer in (*own_layers(configured.store), *registry.layers(configured.options), *layers):
             engine = _around(layer, engine)
+            await prepare(engine)
+        await refuse_without_layers(base, engine)
     return engine
 
 
@@ -332,6 +340,12 @@ class StoreKeywords(TypedDict, total=False):
     timeout_ms: int
     follow_poll_ms: int
     memory_limit_bytes: int
+    encryption_key_file: str | None
+    encryption_key_variable: str | None
+    encryption_plaintext: Literal["refuse", "read"]
+    encryption_blind: bool
+    compression_min_bytes: int | None
+    tenant: str | None
     layers: Sequence[EngineLayer]
     observers: Sequence[Observer]
 

@@ -173,5 +173,5 @@ def unknown(name: str, installed: list[str]) -> UnknownBackendError:
         return UnknownBackendError(text)
     near = nearest(name, [*installed, *FIRST_PARTY])
     hint = f"did you mean {near!r}? " if near else ""
-    text = f"no backend is named {name!r}{f'; {hint}' if hint else ' '}(installed: {have})"
-    return UnknownBackendError(text, f"{hint}(installed: {have})")
+    rest = f"{f'; {hint}' if hint else ' '}(installed: {have})"
+    return UnknownBackendError(f"no backend is named {name!r}{rest}", rest)

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from kode_core.codec import UNREADABLE, Body, decode, decode_list, decode_run, decoder_of, digest, read_wire
+from kode_core.codec import UNREADABLE, Body, decode, decode_list, decode_run, decoder_of, digest, mismatch, read_wire
 from kode_core.errors import CorruptRecordError, InvalidValueError
 from kode_core.fingerprint import fingerprint_of
 from kode_core.jsonslices import LARGE_TEXT, JsonWriter, Raw, batches, joined, read_json, split_list, split_object
@@ -260,7 +260,7 @@ async def _decode(shape: Shape, body: Body, label: str, pace: Pace) -> Any:
         await pace.yield_to_loop()
         seen.update(memoryview(raw)[start : start + _LONG_TEXT])
     if seen.digest() != body.digest:
-        raise CorruptRecordError(label, "the stored text does not match its checksum")
+        raise CorruptRecordError(label, mismatch(body.text))
     try:
         return await _SliceDecoder(pace).read(shape, raw)
     except UNREADABLE:  # an escaped lone surrogate, or no JSON at all

@@ -17,14 +17,17 @@ import logging
 import os
 import re
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import SplitResult
 
 import msgspec
 import pluggy
 
-from kode_core.engine import Engine
+from kode_core.authoring.foreign_tables import ForeignTables
+from kode_core.authoring.sdk_tables import SdkTables
+from kode_core.engine import Engine, Progress
 from kode_core.errors import (
     AmbiguousBackendError,
     BackendImportError,
@@ -36,7 +39,7 @@ from kode_core.errors import (
 )
 from kode_core.ids import nearest
 from kode_core.installed import FIRST_PARTY, InstalledPlugin, described, in_metadata, normal_name, unknown
-from kode_core.operation import Observer, Operation, Surrounds, checked_observers
+from kode_core.operation import Load, Observer, OpenStore, Operation, Surrounds, checked_observers
 
 __all__ = [
     "API",
@@ -45,10 +48,13 @@ __all__ = [
     "EngineLayer",
     "Hooks",
     "InstalledPlugin",
+    "Load",
     "Observer",
+    "OpenStore",
     "Operation",
     "Plugins",
     "Surrounds",
+    "TextIndexAction",
     "hookimpl",
     "hookspec",
     "registry",
@@ -66,7 +72,6 @@ _HOOKLESS: Final = (
 )
 API: Final = 1
 """The version of this interface; ``Backend.api`` must be the same."""
-
 ALIASES: Final = {"postgresql": "postgres", "mongodb": "mongo"}
 """Alternative names of backends in URLs."""
 
@@ -75,6 +80,9 @@ hookimpl = pluggy.HookimplMarker("kode")
 
 EngineLayer: TypeAlias = Callable[[Engine], Engine]
 
+TextIndexAction: TypeAlias = Literal["status", "add", "rebuild", "drop"]
+"""Commands of ``kode text-index`` for the index of texts."""
+
 
 class Backend(msgspec.Struct, frozen=True, kw_only=True):
     """A plugin's contribution.
@@ -82,21 +90,21 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: the same as the entry point's.
         api: :data:`API` of the kode-core it was written for.
-        options: a frozen msgspec Struct that refuses unknown fields. Fields marked with ``extra={"path": True}`` are
-            paths; fields marked with ``extra={"secret": True}`` are never shown. A property ``address`` gives the place
-            of a server, without secrets, for the output of commands.
+        options: a frozen msgspec Struct that refuses unknown fields. ``extra={"path": True}`` marks a path,
+            ``extra={"secret": True}`` a value that is not shown. A property ``address`` names a server without secrets.
         open: opens an engine, or a store that implements the protocols itself, from the options.
         from_url: the options that a URL of this backend stands for, without its query parameters.
         variables: environment variables that give an option besides ``KODE_<BACKEND>_<OPTION>``.
         summary: one line for lists.
         gives: ``engine`` if ``open`` returns an Engine, ``store`` if it returns a store.
-        is_there: returns whether a store exists at the place that the options name, without creating or changing
-            anything; None if that cannot be told. Used by commands that only read.
+        is_there: whether a store exists at the place, for commands that only read; None if that cannot be told.
         url_parameters: query parameters of a URL that are not options: ``from_url`` reads them itself.
-        schema: returns the text for ``kode schema`` that has to be run on the server before a store can be opened
-            without the right to create tables; None if there is nothing to run. It must not connect to the server; it
-            may read a file.
+        schema: the text for ``kode schema`` that a server needs before a store opens without the right to create
+            tables; None if there is nothing to run. It connects to no server; it may read a file.
         schema_from: the same for tables of an older version, whose number it gets; None if there are none.
+        sdk_tables: opens the tables of the KODE SDK for TypeScript, for ``kode import``; None if it has no such place.
+        foreign_tables: opens the tables of any other program at the place, for importers; None if there are no tables.
+        text_index: does what ``kode text-index`` asks; returns how many messages the index lacks.
     """
 
     name: str
@@ -111,6 +119,9 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     url_parameters: frozenset[str] = frozenset()
     schema: Callable[[Any], str] | None = None
     schema_from: Callable[[Any, int], str] | None = None
+    sdk_tables: Callable[[Any], AbstractAsyncContextManager[SdkTables]] | None = None
+    foreign_tables: Callable[[Any], AbstractAsyncContextManager[ForeignTables]] | None = None
+    text_index: Callable[[Any, TextIndexAction, Progress], Coroutine[Any, Any, int | None]] | None = None
 
 
 class Hooks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from kode_core.model.base import Shown
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "OperationCounts",
     "Performance",
     "PruneResult",
+    "RekeyResult",
     "RepairResult",
     "StorageSize",
     "StoreHealthStatus",
@@ -40,12 +43,22 @@ class Performance(Shown, frozen=True, kw_only=True):
 
 
 class StorageSize(Shown, frozen=True, kw_only=True):
-    """The contents of the store; ``db_size_bytes`` is None if the backend cannot tell."""
+    """The contents of the store.
+
+    Attributes:
+        db_size_bytes: None if the backend cannot tell.
+        texts_waiting: how many messages the index of texts does not have yet, which every search reads; None without
+            such an index: a search then reads all messages that its other filters leave.
+        texts_of_deleted: True if that index may still have parts of messages that were deleted, replaced or encrypted,
+            until ``kode text-index rebuild``.
+    """
 
     total_agents: int = 0
     total_messages: int = 0
     total_tool_calls: int = 0
     db_size_bytes: int | None = None
+    texts_waiting: int | None = None
+    texts_of_deleted: bool = False
 
 
 class ConnectionUse(Shown, frozen=True, kw_only=True):
@@ -135,13 +148,32 @@ class RepairResult(Shown, frozen=True, kw_only=True):
 
 
 class PruneResult(Shown, frozen=True, kw_only=True):
-    """The result of ``prune``: how many records of each kind it removed."""
+    """The result of ``prune``: how many records of each kind it removed, or would remove in a dry run."""
 
     events: int = 0
     snapshots: int = 0
     history_windows: int = 0
     compression_records: int = 0
     recovered_files: int = 0
+
+
+class RekeyResult(Shown, frozen=True, kw_only=True):
+    """The result of ``rekey``.
+
+    Attributes:
+        agents: the agents that were looked at.
+        records: the records that were put under the present key, or would be in a dry run.
+        plain: of these, the records that were stored as plain text.
+        left: the records that are not under the present key at the end, by the id of their key; ``plain`` for plain
+            text. An old key may be dropped when it is not among them.
+        unreadable: of the records that are left, the ones that cannot be read, by name; at most 100 names.
+    """
+
+    agents: int = 0
+    records: int = 0
+    plain: int = 0
+    left: dict[str, int] = msgspec.field(default_factory=dict)
+    unreadable: tuple[str, ...] = ()
 
 
 class ConsistencyCheckResult(Shown, frozen=True, kw_only=True):

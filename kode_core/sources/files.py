@@ -1,17 +1,17 @@
-"""``kode.toml`` and ``[tool.kode]`` of ``pyproject.toml``: stores by name."""
+"""``kode.toml`` and ``[tool.kode]`` of ``pyproject.toml``: stores by name, and options of plugins."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kode_core.authoring.paths import local_path, working_folder
 from kode_core.authoring.values import named
 from kode_core.errors import ConfigurationError
 
-__all__ = ["named_stores", "relative_to"]
+__all__ = ["named_stores", "plugin_table", "relative_to"]
 
 
 def named_stores(environ: Mapping[str, str]) -> dict[str, tuple[dict[str, Any], Path]]:
@@ -20,6 +20,27 @@ def named_stores(environ: Mapping[str, str]) -> dict[str, tuple[dict[str, Any], 
     Raises:
         ConfigurationError: the file cannot be read or understood, or ``KODE_CONFIG`` names no file.
     """
+    return _tables("stores", environ)
+
+
+def plugin_table(name: str, environ: Mapping[str, str]) -> tuple[dict[str, Any], Path] | None:
+    """The table ``[plugins.NAME]`` of the configuration file, and the path of the file; None if there is none.
+
+    A process whose working directory is gone has no such file, unless ``KODE_CONFIG`` names one.
+
+    Raises:
+        ConfigurationError: as for :func:`named_stores`.
+    """
+    if not environ.get("KODE_CONFIG"):
+        try:
+            working_folder()
+        except ConfigurationError:
+            return None
+    return _tables("plugins", environ).get(name)
+
+
+def _tables(kind: str, environ: Mapping[str, str]) -> dict[str, tuple[dict[str, Any], Path]]:
+    """The tables of one kind by name, each with the path of the file."""
     path = _config_file(environ)
     if path is None:
         return {}
@@ -28,13 +49,13 @@ def named_stores(environ: Mapping[str, str]) -> dict[str, tuple[dict[str, Any], 
         content = content.get("tool", {}).get("kode", {})
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path}: stores are written as [tool.kode.stores.NAME], each a table")
-    stores = content.get("stores", {})
-    unknown = sorted(content.keys() - {"stores"})
+    tables = content.get(kind, {})
+    unknown = sorted(content.keys() - {"stores", "plugins"})
     if unknown:
         raise ConfigurationError(f"{path}: there is no key {named(unknown[0])}; stores are written as [stores.NAME]")
-    if not isinstance(stores, dict) or not all(isinstance(store, dict) for store in stores.values()):
-        raise ConfigurationError(f"{path}: stores are written as [stores.NAME], each a table")
-    return {name: (store, path) for name, store in stores.items()}
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise ConfigurationError(f"{path}: {kind} are written as [{kind}.NAME], each a table")
+    return {name: (table, path) for name, table in tables.items()}
 
 
 def _config_file(environ: Mapping[str, str]) -> Path | None:
@@ -47,12 +68,26 @@ def _config_file(environ: Mapping[str, str]) -> Path | None:
         return path
     here = working_folder()
     for folder in (here, *here.parents):
-        if (folder / "kode.toml").is_file():
+        if _is_file(folder / "kode.toml"):
             return folder / "kode.toml"
         project = folder / "pyproject.toml"
-        if project.is_file() and _has_our_table(project):
+        if _is_file(project) and _has_our_table(project):
             return project
     return None
+
+
+def _is_file(path: Path) -> bool:
+    """True if there is such a file, in a folder that this process may look into."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+_NAMES_US: Final = re.compile(
+    r"""\btool["']?\s*\.\s*["']?kode\b|^\s*\[\s*["']?tool["']?\s*\]|^\s*tool\s*=""", re.MULTILINE
+)
+"""The ways to write a key below ``tool.kode``; few files have them, and only these are parsed."""
 
 
 def _has_our_table(project: Path) -> bool:
@@ -61,7 +96,7 @@ def _has_our_table(project: Path) -> bool:
         text = project.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    if "kode" not in text:
+    if _NAMES_US.search(text) is None:
         return False
     try:
         import tomllib  # most programs have no such file

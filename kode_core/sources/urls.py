@@ -24,6 +24,12 @@ DATABASE_SUFFIXES: Final = (".db", ".db3", ".sqlite", ".sqlite3")
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HOST: Final = r"(\[[0-9A-Fa-f:.]+(%25[\w.]+)?\]|[^\[\]:,\s/?#@%]*|(%2[Ff][\w.%-]*))(:\d{1,5})?"
 _HOSTS: Final = re.compile(rf"{_HOST}(,{_HOST})*")
+_OTHERS: Final = (
+    *("cassandra", "clickhouse", "cockroachdb", "couchdb", "duckdb", "dynamo", "elasticsearch", "file", "firestore"),
+    *("http", "https", "libsql", "mariadb", "memcached", "mssql", "mysql", "neo4j", "oracle", "redis", "rediss"),
+    *("s3", "supabase", "turso", "valkey"),
+)
+"""Schemes of other stores: a message may repeat them, since none of them is a user's name or a part of a secret."""
 _ENCODE: Final = "in a user or password, write / as %2F, ? as %3F, # as %23, @ as %40, : as %3A and % as %25"
 
 
@@ -71,11 +77,14 @@ def _backend(url: str, find: BackendFinder, source: str) -> Backend:
     """
     match = _SCHEME.match(url)
     assert match is not None
+    name = match[1].lower().split("+")[0]
     try:
-        return find(match[1].lower().split("+")[0])
+        return find(name)
     except UnknownBackendError as exc:
-        problem = exc.without_name
-    raise UnknownBackendError(f"{source} does not begin with a backend's name: {problem}", problem)
+        problem, rest = str(exc), exc.without_name
+    if rest == problem or name in _OTHERS:
+        raise UnknownBackendError(f"{source}: {problem}")
+    raise UnknownBackendError(f"{source} does not begin with a backend's name{rest}")
 
 
 def _split(url: str) -> SplitResult | None:

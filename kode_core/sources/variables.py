@@ -105,7 +105,8 @@ class Variables:
         """
         known = {*CHOOSING, *_OTHERS, *(f"{name}_FILE" for name in CHOOSING - {"KODE_CONFIG"})}
         others = [name for name in self._given if name.startswith("KODE_") and name not in known]
-        prefixes = (*_OTHER_PREFIXES, *(map(_prefix, registry.names()) if others else ()))
+        plugins = [*registry.names(), *(one.name for one in registry.extensions())] if others else ()
+        prefixes = (*_OTHER_PREFIXES, *map(_prefix, plugins))
         for name in others:
             if name.startswith(prefixes):
                 continue

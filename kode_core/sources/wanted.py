@@ -7,9 +7,12 @@ value. It names the kind of mistake and its place (OPS-12).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from kode_core.plugins import Backend
+
+if TYPE_CHECKING:
+    from kode_core.retention.policies import RetentionPolicy
 
 __all__ = [
     "BackendFinder",
@@ -27,6 +30,7 @@ class Wanted(NamedTuple):
         source: the name of the source in errors.
         texts: the options that are given as text in a URL or the environment, and are converted to their type.
         sources: the source of single options that have one of their own.
+        retention: the policies of the store, which a configuration file has next to the options.
     """
 
     backend: str
@@ -34,3 +38,4 @@ class Wanted(NamedTuple):
     source: str
     texts: frozenset[str] = frozenset()
     sources: Mapping[str, str] = {}
+    retention: tuple[RetentionPolicy, ...] = ()
