@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from errno import EROFS
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -47,16 +48,20 @@ _TRIES: Final = 100
 
 
 class _Work:
-    """A call for the thread. aiosqlite logs its calls, and records of agents must not appear in a log."""
+    """A call for the thread, in the context of its caller: spans that are opened in it are children of the caller's.
 
-    __slots__ = ("_args", "_call")
+    aiosqlite logs its calls, and records of agents must not appear in a log.
+    """
+
+    __slots__ = ("_args", "_call", "_context")
 
     def __init__(self, call: Callable[..., Any], *args: Any) -> None:
         self._call = call
         self._args = args
+        self._context = copy_context()
 
     def __call__(self) -> Any:
-        return self._call(*self._args)
+        return self._context.run(self._call, *self._args)
 
     def __repr__(self) -> str:
         return getattr(self._call, "__qualname__", type(self._call).__name__)
@@ -101,8 +106,13 @@ class Connection(aiosqlite.Connection):
         Raises:
             asyncio.CancelledError: the function may still be running.
         """
-        self._reading = asyncio.ensure_future(self.run(call, *args))
-        return await asyncio.shield(self._reading)
+        with translated(self._path):
+            self._reading = future = asyncio.get_running_loop().create_future()
+            if not self._running:
+                raise ValueError("Connection closed")
+            self._tx.put_nowait((future, _Work(call, self._conn, *args)))
+            found: T = await asyncio.shield(future)
+            return found
 
     async def abandon(self) -> None:
         """End an abandoned read, and wait until it has ended; no other call is ever interrupted.

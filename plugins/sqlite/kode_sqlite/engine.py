@@ -7,7 +7,8 @@ import itertools
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, contextmanager, nullcontext
+from contextvars import Context, copy_context
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -15,26 +16,25 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from msgspec.structs import replace
 
 from kode_core.authoring.closing import close_all
-from kode_core.authoring.modes import create_file, create_folders, mode_bits
+from kode_core.authoring.modes import mode_bits
 from kode_core.authoring.opening import without_deadline
 from kode_core.authoring.reading import verb_of
 from kode_core.batch import Batch, Child, EngineIssue, Fence, Outcome
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, unwatched
 from kode_core.errors import (
-    ConfigurationError,
     InvalidArgumentError,
     KodeError,
     OutcomeUnknownError,
-    StoreReadOnlyError,
     StoreUnavailableError,
 )
-from kode_sqlite import overview, queries, reads
+from kode_core.rewriting import EventBody
+from kode_sqlite import doc_terms, groups, overview, queries, reads, texts
 from kode_sqlite.connection import MEMORY, Connection, WriteGuard, file_identity, open_connection, readably
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
-from kode_sqlite.inuse import unused
 from kode_sqlite.migrations import Terms, migrate
 from kode_sqlite.options import SqliteOptions
+from kode_sqlite.place import absolute_path, make_file
 from kode_sqlite.upkeep import Tell, copy, do_long, listening
 from kode_sqlite.writes import Transaction
 
@@ -44,6 +44,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _JOBS_AT_ONCE = 1000
+_PAUSE_S = 0.02
 
 
 class _Job(NamedTuple):
@@ -52,6 +53,7 @@ class _Job(NamedTuple):
     call: Callable[[Transaction], Any] | None
     batches: Sequence[Batch]
     done: asyncio.Future[Any]
+    context: Context
 
 
 def _verb(
@@ -80,15 +82,19 @@ class SqliteEngine:
 
     name = "sqlite"
     keeps_documents = True
-    drops_events = True
+    checks_demands = True
+    drops_events = rewrites_events = True
     finds_any_of = True
-    can_count = True
+    finds_docs = finds_text = True
+    finds_within = True
+    can_count = can_group = True
 
     def __init__(self, options: SqliteOptions, writer: Connection) -> None:
         self._options = options
         self._writer = writer
         self._guard = WriteGuard(options)
         self._jobs: list[_Job] = []
+        self._has_texts_to_index = self._is_closing = False
         self._working: asyncio.Task[None] | None = None
         self._idle_readers: list[Connection] = []
         self._readers = asyncio.Semaphore(options.readers)
@@ -103,13 +109,15 @@ class SqliteEngine:
     async def open(cls, options: SqliteOptions) -> SqliteEngine:
         """Open the database, create missing tables, and bring the tables to this version."""
         if options.db_path != MEMORY:  # readers are opened later, perhaps from another working directory
-            options = replace(options, db_path=_absolute(options.db_path))
-            await asyncio.to_thread(_make_file, options)
+            options = replace(options, db_path=absolute_path(options.db_path))
+            await asyncio.to_thread(make_file, options)
         writer = await open_connection(options)
         engine = cls(options, writer)
         try:
             with without_deadline():
                 await do_long(writer, lambda db, call, tell: call(db, tell), engine._migrate, unwatched)
+                if options.text_index and await engine.texts_waiting() is None:
+                    await engine.change_texts(texts.add)
         except BaseException:
             try:
                 await asyncio.shield(writer.close())
@@ -122,6 +130,7 @@ class SqliteEngine:
         path = self._options.db_path
         terms = Terms(self._guard.held, self._options.busy_timeout_ms / 1000, lambda: tell(0, None))
         listening(db, tell, lambda db: migrate(db, path, terms))
+        texts.see_format(db, path)
 
     # --- writing
 
@@ -132,7 +141,7 @@ class SqliteEngine:
 
     async def _done(self, call: Callable[[Transaction], Any] | None, batches: Sequence[Batch]) -> Any:
         loop = asyncio.get_running_loop()
-        job = _Job(call, batches, loop.create_future())
+        job = _Job(call, batches, loop.create_future(), copy_context())
         self._jobs.append(job)
         if self._working is None:
             self._working = loop.create_task(self._work())
@@ -140,7 +149,9 @@ class SqliteEngine:
 
     async def _work(self) -> None:
         try:
-            while self._jobs:
+            while self._jobs or (self._has_texts_to_index and not self._is_closing):
+                if not self._jobs:
+                    await asyncio.sleep(_PAUSE_S)  # other processes write meanwhile
                 jobs, self._jobs = self._jobs[:_JOBS_AT_ONCE], self._jobs[_JOBS_AT_ONCE:]
                 await self._settle(jobs)  # new jobs gather meanwhile
         finally:
@@ -150,9 +161,12 @@ class SqliteEngine:
         # The thread goes on when this task is cancelled, so the outcome is unknown then.
         results: list[Any] = [OutcomeUnknownError("the event loop was shut down while this was written")] * len(jobs)
         try:
-            results = await self._writer.run(self._transact, jobs)
+            # Driver instrumentations see the transaction in the context of the first job: this task outlives its first.
+            context = jobs[0].context if jobs else copy_context()  # without a job, texts are indexed
+            results = await self._writer.run(lambda db: context.run(self._transact, db, jobs))
         except Exception as exc:  # noqa: BLE001 - whatever it is, the waiting callers get it
             results = [exc] * len(jobs)
+            self._has_texts_to_index = False  # until the next write, which may have more luck
         finally:
             for job, result in zip(jobs, results, strict=True):
                 if job.done.done():  # the event loop is being shut down
@@ -171,6 +185,7 @@ class SqliteEngine:
                 try:
                     transaction = Transaction(db, self._options.db_path)
                     results = self._do_all(db, transaction, jobs)
+                    self._has_texts_to_index = texts.index_some(db)
                     db.execute("COMMIT")  # no result is handed out before this has returned
                 except BaseException:
                     if db.in_transaction:
@@ -208,6 +223,14 @@ class SqliteEngine:
                 raise
             return to_kode_error(exc, self._options.db_path) if isinstance(exc, DRIVER_ERRORS) else exc
 
+    async def change_texts(self, change: Callable[[sqlite3.Connection, str], None]) -> None:
+        """Change the index of texts; messages that it lacks are then put into it, some after each transaction."""
+        await self._write(lambda transaction: change(transaction.db, self._options.db_path))
+
+    async def texts_waiting(self) -> int | None:
+        """How many messages the index of texts lacks; None without one."""
+        return await self._read(texts.noted)
+
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         try:
             outcomes: list[Outcome] = await self._done(None, batches)
@@ -217,6 +240,9 @@ class SqliteEngine:
 
     async def fork(self, agent_id: str, children: Sequence[Child], expect: Body, now: int) -> bool:
         return await self._write(lambda transaction: transaction.fork(agent_id, children, expect, now))
+
+    async def rewrite_events(self, agent_id: str, changes: Sequence[EventBody]) -> None:
+        await self._write(lambda transaction: transaction.rewrite_events(agent_id, changes))
 
     async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
         return await self._write(lambda transaction: transaction.leases.acquire(agent_id, owner, ttl_ms))
@@ -240,7 +266,9 @@ class SqliteEngine:
     agent_ids = _verb(reads.agent_ids, scans=True)
     find_sessions = _verb(reads.find_sessions, scans=True)
     find_rows = _verb(reads.find_rows, scans=True)
+    find_docs = _verb(doc_terms.find_docs, scans=True)
     count = _verb(queries.count, scans=True)
+    group = _verb(groups.group, scans=True)
     stats = _verb(reads.stats, scans=True)
     stored_ids = _verb(overview.stored_ids, scans=True)
     totals = _verb(overview.totals, scans=True)
@@ -315,6 +343,7 @@ class SqliteEngine:
             await asyncio.shield(connection.close())
 
     async def close(self) -> None:
+        self._is_closing = True
         try:
             fold = partial(self._writer.run, self._close_last)
             await close_all(self._quiet, self._close_readers, fold, self._writer.close)
@@ -339,8 +368,10 @@ class SqliteEngine:
 
 def _may_spill(jobs: Sequence[_Job]) -> bool:
     """True if the transaction may be large, and goes as a whole if it fails."""
-    (first, *others) = jobs
-    return not others and (first.call is not None or (len(first.batches) == 1 and first.batches[0].delete))
+    if len(jobs) != 1:
+        return False
+    (first,) = jobs
+    return first.call is not None or (len(first.batches) == 1 and first.batches[0].delete)
 
 
 @contextmanager
@@ -356,40 +387,3 @@ def _spilling(db: sqlite3.Connection) -> Iterator[None]:
         yield
     finally:
         db.execute("PRAGMA cache_spill = OFF")
-
-
-def _absolute(db_path: str) -> str:
-    try:
-        path = str(Path(db_path).expanduser().absolute())
-        path.encode()
-    except UnicodeError as exc:
-        raise ConfigurationError(f"db_path {db_path!r:.200} names no file for SQLite: its name is no UTF-8") from exc
-    except (RuntimeError, FileNotFoundError) as exc:  # no such home, or no working directory any more
-        raise ConfigurationError(f"db_path {db_path!r:.200} names no file: {exc}") from exc
-    if "\0" in path:
-        raise ConfigurationError(f"db_path {db_path!r:.200} names no file: it contains a NUL character")
-    return path
-
-
-def _make_file(options: SqliteOptions) -> None:
-    """Create the file and its folders if they do not exist: SQLite itself would let others read the file."""
-    path, mode = Path(options.db_path), mode_bits(options.file_mode)
-    try:
-        if path.is_dir():
-            raise StoreUnavailableError(f"{path} is a folder; db_path must name a file, as in {path}/agents.db")
-        create_folders(path.parent, mode)
-    except PermissionError as exc:
-        raise StoreReadOnlyError(f"{path.parent} cannot be made: {exc.strerror}") from exc
-    except OSError as exc:
-        if isinstance(exc, KodeError):
-            raise
-        raise StoreUnavailableError(f"{path.parent} cannot be made: {exc.strerror}") from exc
-    with unused(str(path)), suppress(OSError):  # SQLite's error says more
-        os.close(create_file(Path(os.path.realpath(path)), os.O_RDWR, mode))
-    with suppress(OSError):
-        links = path.stat().st_nlink
-        if links > 1:
-            raise ConfigurationError(
-                f"{path} has {links} names (hard links): SQLite keeps a log for each of them, and two that are used "
-                f"damage the database; keep one of them (find / -samefile {path}), or copy the file"
-            )

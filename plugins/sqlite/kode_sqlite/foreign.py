@@ -12,7 +12,7 @@ from kode_core.errors import ForeignStoreError
 from kode_sqlite.inuse import unused
 from kode_sqlite.uris import uri_of
 
-__all__ = ["refuse_foreign"]
+__all__ = ["is_foreign", "refuse_foreign"]
 
 _SDK: Final = frozenset({("agents", "config_version"), ("messages", "seq"), ("tool_calls", "audit_trail")})
 """Tables of the SDK, each with a column that distinguishes it from other tables of the same name."""
@@ -29,10 +29,15 @@ def refuse_foreign(path: str) -> None:
     Raises:
         ForeignStoreError: it is the SDK's.
     """
+    if is_foreign(path):
+        raise ForeignStoreError(path, "sqlite")
+
+
+def is_foreign(path: str) -> bool:
+    """Whether the database at *path* has the SDK's tables and none of ours."""
     with unused(path) as is_unused:
         names = _all_tables(os.path.realpath(path)) if is_unused else set()
-    if names >= _SDK and not any(table == "kode_meta" for table, _ in names):
-        raise ForeignStoreError(path, "sqlite")
+    return names >= _SDK and not any(table == "kode_meta" for table, _ in names)
 
 
 def _all_tables(path: str) -> set[tuple[str, str]]:

@@ -16,3 +16,4 @@ class SqliteKeywords(StoreKeywords, total=False):
     busy_timeout_ms: int
     readers: int
     file_mode: str
+    text_index: bool

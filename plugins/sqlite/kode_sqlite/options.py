@@ -23,6 +23,8 @@ class SqliteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         readers: the maximum number of reading connections, besides the writer.
         file_mode: the mode of new files, including backups; users who may read the files may also enter the folders. An
             existing database keeps its mode, and its log has the same.
+        text_index: create an index of the texts of messages when the database has none, so that ``contains`` does not
+            read every message; see ``kode text-index``. A database that has one keeps it without this option.
     """
 
     db_path: Annotated[str, msgspec.Meta(min_length=1, extra={"path": True})] = "./data/agents.db"
@@ -30,3 +32,4 @@ class SqliteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     busy_timeout_ms: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 10_000
     readers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
     file_mode: FileMode = "0600"
+    text_index: bool = False

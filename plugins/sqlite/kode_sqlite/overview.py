@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, LiteralString, TypeVar
 
 from kode_core.batch import DocKind, EngineIssue, Found, ListKind, Totals
+from kode_sqlite import texts
 from kode_sqlite.reads import LIST_HEAD, TABLE, in_one_instant
 from kode_sqlite.schema import COUNT_ALL
 from kode_sqlite.sound import text_of
@@ -71,7 +72,8 @@ def _has_contents(db: DB, agent_id: str) -> bool:
 
 def inspect(db: DB, agent_id: str) -> list[EngineIssue]:
     """The issues of an agent; each part is read at one instant."""
-    return [*_miscounts(db, agent_id), *_strange_docs(db, agent_id), *_strange_offsets(db, agent_id)]
+    issues = (_miscounts(db, agent_id), _strange_docs(db, agent_id), _strange_offsets(db, agent_id))
+    return [*(issue for some in issues for issue in some), *texts.inspect(db, agent_id, _at_once)]
 
 
 def _miscounts(db: DB, agent_id: str) -> Iterator[EngineIssue]:
@@ -89,6 +91,13 @@ def _strange_docs(db: DB, agent_id: str) -> Iterator[EngineIssue]:
     found = db.execute("SELECT DISTINCT CAST(kind AS BLOB) FROM kode_docs WHERE agent_id = ?", (agent_id,)).fetchall()
     if not {text_of(kind) for (kind,) in found} <= set(DocKind):
         yield EngineIssue("orphaned_records", agent_id, "a document is of a kind that there is not")
+    stray = db.execute(
+        "SELECT 1 FROM kode_doc_terms t WHERE t.agent_id = ? AND NOT EXISTS (SELECT 1 FROM kode_docs d"
+        " WHERE d.agent_id = t.agent_id AND d.kind = ? AND d.key = t.key) LIMIT 1",
+        (agent_id, DocKind.DOCUMENTS.value),
+    ).fetchone()
+    if stray:
+        yield EngineIssue("orphaned_records", agent_id, "tags are stored for a document that does not exist")
 
 
 def _strange_offsets(db: DB, agent_id: str) -> Iterator[EngineIssue]:
@@ -145,4 +154,12 @@ def totals(db: DB) -> Totals:
         (DocKind.LAYER.value,),
     ).fetchone()
     (pages,), (size,) = db.execute("PRAGMA page_count").fetchone(), db.execute("PRAGMA page_size").fetchone()
-    return Totals(agents=agents, messages=messages, tool_calls=calls, size_bytes=pages * size, is_used=bool(is_used))
+    return Totals(
+        agents=agents,
+        messages=messages,
+        tool_calls=calls,
+        size_bytes=pages * size,
+        is_used=bool(is_used),
+        texts_waiting=texts.noted(db),
+        texts_of_deleted=texts.keeps_deleted(db),
+    )

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from kode_core.authoring.paths import local_path
 from kode_core.authoring.values import path_from_url
-from kode_core.plugins import Backend, hookimpl
+from kode_core.plugins import Backend, TextIndexAction, hookimpl
 from kode_sqlite.options import SqliteOptions
 
 if TYPE_CHECKING:
+    from kode_core.authoring.foreign_tables import ForeignTables
+    from kode_core.authoring.sdk_tables import SdkTables
+    from kode_core.engine import Progress
     from kode_sqlite.engine import SqliteEngine
 
 
@@ -70,6 +75,32 @@ def _schema(options: SqliteOptions) -> str:
     return script(str(local_path(options.db_path, "db_path")))
 
 
+@asynccontextmanager
+async def _sdk_tables(options: SqliteOptions) -> AsyncIterator[SdkTables]:
+    from kode_sqlite.sdk import open_sdk_tables
+
+    async with open_sdk_tables(str(local_path(options.db_path, "db_path"))) as tables:
+        yield tables
+
+
+@asynccontextmanager
+async def _foreign_tables(options: SqliteOptions) -> AsyncIterator[ForeignTables]:
+    from kode_sqlite.foreign_tables import open_tables
+
+    async with open_tables(str(local_path(options.db_path, "db_path"))) as tables:
+        yield tables
+
+
+async def _text_index(options: SqliteOptions, action: TextIndexAction, progress: Progress) -> int | None:
+    from kode_sqlite.texts import change_index
+
+    engine = await _open(replace(options, text_index=False))
+    try:
+        return await change_index(engine, action, progress)
+    finally:
+        await asyncio.shield(engine.close())
+
+
 @hookimpl
 def kode_store_backend() -> Backend:
     return Backend(
@@ -80,5 +111,8 @@ def kode_store_backend() -> Backend:
         variables={"KODE_SQLITE_PATH": "db_path"},
         is_there=_is_there,
         schema=_schema,
+        sdk_tables=_sdk_tables,
+        foreign_tables=_foreign_tables,
+        text_index=_text_index,
         summary="one file, no server",
     )

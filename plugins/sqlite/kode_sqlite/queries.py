@@ -16,11 +16,12 @@ from kode_core.authoring.reading import MOST
 from kode_core.batch import Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
 from kode_core.ids import row_name
-from kode_core.query import Range, RowQuery, SessionQuery, Wanted, values_of
+from kode_core.query import Range, RowQuery, SessionQuery, Wanted, Within, values_of
 from kode_sqlite.entries import INFOS, LISTED
 from kode_sqlite.schema import COMMON_TYPES
 from kode_sqlite.sound import INT, RAW, TEXT, is_sound, search, sound_key
-from kode_sqlite.ways import Condition, Merged, Way, chosen, merged, others
+from kode_sqlite.texts import candidates
+from kode_sqlite.ways import Condition, Merged, Way, chosen, equals, fewest, is_one_of, merged, others
 
 __all__ = ["count", "find_rows", "find_sessions", "row_ways", "rows_statement", "session_ways", "sessions_statement"]
 
@@ -71,30 +72,18 @@ _HAS_INFO: Final = Condition("a.created_at IS NOT NULL")
 
 def _has_value(key: str, wanted: Wanted) -> Condition:
     values = values_of(wanted)
-    one = _is_one_of("p.value", values)
+    one = is_one_of("p.value", values)
     return Condition(
         f"EXISTS (SELECT 1 FROM kode_metadata p WHERE p.agent_id = a.agent_id AND p.key = ? AND {one})", (key, *values)
     )
-
-
-def _is_one_of(column: LiteralString, values: Sequence[str]) -> LiteralString:
-    marks: LiteralString = ", ".join(["?"] * len(values))
-    return f"{column} = ?" if len(values) == 1 else f"{column} IN ({marks})"
-
-
-def _equals(column: LiteralString, wanted: Wanted | None) -> Condition | None:
-    if wanted is None:
-        return None
-    values = values_of(wanted)
-    return Condition(_is_one_of(column, values), values)
 
 
 def _session_conditions(query: SessionQuery) -> dict[Any, Condition]:
     """The conditions that an agent must meet, by name; for a metadata pair, the pair is the name."""
     found: dict[Any, Condition | None] = {
         "info": _HAS_INFO,
-        "agent": _equals("a.agent_id", query.agent_id),
-        "template": _equals("a.template_id", query.template_id),
+        "agent": equals("a.agent_id", query.agent_id),
+        "template": equals("a.template_id", query.template_id),
         **{pair: _has_value(*pair) for pair in query.metadata},
         "created_at": _span("a.created_at", _ahead(query, "created_at")),
         "updated_at": _span("a.updated_at", _ahead(query, "updated_at")),
@@ -123,7 +112,7 @@ def session_ways(query: SessionQuery) -> list[Way | Merged]:
             is_in_order=in_order,
         )
 
-    if query.agent_id is not None:
+    if query.agent_id is not None and not isinstance(query.agent_id, Within):
         return [along("kode_agents a", "agent")]
     by_age = query.sort_by == "created_at"
     ways: list[Way | Merged] = []
@@ -140,6 +129,8 @@ def session_ways(query: SessionQuery) -> list[Way | Merged]:
     for column in ("created_at", "updated_at"):
         if column in conditions and column != query.sort_by:
             ways.append(along(_SORTED[column][1], column))
+    if query.agent_id is not None:
+        ways.append(along("kode_agents a", "agent"))
     return ways
 
 
@@ -252,7 +243,7 @@ def _row_conditions(query: RowQuery) -> dict[str, Condition]:
             continue
         values = values_of(value)
         one: LiteralString = f"({' OR '.join([_HAS_TYPE] * len(values))})" if len(values) > 1 else _HAS_TYPE
-        is_one = one if name == "content_type" else _is_one_of(_COLUMNS[name], values)
+        is_one = one if name == "content_type" else is_one_of(_COLUMNS[name], values)
         found[name] = Condition(is_one, values)
     span = _span("r.created_at", _ahead(query, "created_at"))
     return found if span is None else {**found, "created_at": span}
@@ -261,7 +252,9 @@ def _row_conditions(query: RowQuery) -> dict[str, Condition]:
 def row_ways(query: RowQuery) -> list[Way | Merged]:
     """The ways to find the rows for a query; all are in its order, which is the order of time."""
     ways: list[Way | Merged] = []
-    if query.agent_id is not None:
+    if isinstance(query.agent_id, Within):
+        ways += [_of_range(query, query.agent_id), _along(query, _OLDEST[query.kind], ())]
+    elif query.agent_id is not None:
         ways += merged([_of_agent(query, agent_id) for agent_id in values_of(query.agent_id)])
     for name, wanted in query.where:
         values = [wanted] if isinstance(wanted, bool) else values_of(wanted)
@@ -283,7 +276,7 @@ def _along(query: RowQuery, table: LiteralString, looked_up: Sequence[Condition]
 
 def _seen_agent(query: RowQuery, column: LiteralString) -> list[Condition]:
     """The condition of the agent; after ``+`` SQLite looks up nothing, and would sort rows that are already sorted."""
-    agent = _equals(column, query.agent_id)
+    agent = equals(column, query.agent_id)
     return [] if agent is None else [agent]
 
 
@@ -314,6 +307,18 @@ def _of_agent(query: RowQuery, agent_id: str) -> Way:
         looked_up.append(_beyond(order, query.after, descending=query.descending))
     rest = others(conditions, ("created_at",))
     return Way(_OF_ONE[query.kind], _OF_ROW[query.kind], order, query.descending, looked_up, rest)
+
+
+def _of_range(query: RowQuery, within: Within) -> Way:
+    """Find the rows of a range of agents, which are then sorted: a small tenant's in a store of large ones."""
+    conditions = _row_conditions(query)
+    order: tuple[LiteralString, ...] = ("r.created_at", "r.agent_id", "r.position")
+    looked_up = [Condition("r.agent_id >= ? AND r.agent_id < ?", (within.prefix, within.end))]
+    rest = list(conditions.values())
+    if query.after is not None:
+        rest.append(_beyond(order, query.after, descending=query.descending))
+    table, columns = _OF_ONE[query.kind], _OF_ROW[query.kind]
+    return Way(table, columns, order, query.descending, looked_up, rest, is_in_order=False)
 
 
 _OTHER: Final = "r.agent_id IS NOT t.agent_id OR r.position IS NOT t.position OR r.created_at IS NOT t.created_at"
@@ -364,22 +369,34 @@ def rows_statement(query: RowQuery, way: Way | Merged) -> tuple[LiteralString, l
     return statement, [value for condition in own for value in condition.args] + args
 
 
-_ALL: Final = 2**62
-"""More rows than a store has."""
-
-
 def count(db: DB, query: SessionQuery | RowQuery) -> int:
     """The number of rows that match, counted along the index that has the fewest of them to look at."""
     ways = session_ways(query) if isinstance(query, SessionQuery) else row_ways(query)
-    statement, args = chosen(db, ways, _ALL).counted()
+    statement, args = fewest(db, ways).counted()
     (found,) = db.execute(statement, args).fetchone()
     return int(found)
 
 
+def _of_texts(query: RowQuery, texts: Condition) -> Way:
+    """Find the messages that may have a text among their entries in the index of texts; they are sorted."""
+    order: tuple[LiteralString, ...] = ("r.created_at", "r.agent_id", "r.position")
+    rest = [*_seen_agent(query, "+r.agent_id"), *_row_conditions(query).values()]
+    if query.after is not None:
+        rest.append(_beyond(order, query.after, descending=query.descending))
+    joins: LiteralString = (
+        " CROSS JOIN kode_messages r INDEXED BY kode_messages_position"
+        " ON r.agent_id = t.agent_id AND r.position = t.position"
+    )
+    return Way("kode_texts t", (), order, query.descending, [texts], rest, joins, is_in_order=False)
+
+
 def find_rows(db: DB, query: RowQuery) -> Found[FoundRow]:
+    texts = candidates(db, query)
+
     def find(after: Any, most: int, offset: int) -> list[tuple[Any, ...]]:
         asked = replace(query, limit=most, offset=offset, after=query.after if after is None else after)
-        statement, args = rows_statement(asked, chosen(db, row_ways(asked), most + offset))
+        way = chosen(db, row_ways(asked), most + offset) if texts is None else _of_texts(asked, texts)
+        statement, args = rows_statement(asked, way)
         return db.execute(statement, args).fetchall()
 
     def read(row: tuple[Any, ...]) -> FoundRow | None:

@@ -250,7 +250,29 @@ _SECOND: Final[tuple[Step, ...]] = (
     ("CREATE INDEX kode_events_channel ON kode_events (agent_id, channel) WHERE channel <> 'progress'",),
 )
 
-MIGRATIONS: Final[tuple[tuple[Step, ...], ...]] = ((_FIRST,), _SECOND)
+
+# --- Version 3: documents are found by their terms --------------------------------------------------------------------
+
+# A put or a removal of a document removes its terms, and a put then writes its own. Triggers remove them, so that
+# writers of the version before also do it.
+_REMOVE_TERMS: Final = "DELETE FROM kode_doc_terms WHERE agent_id = OLD.agent_id AND key = OLD.key"
+_TERMS: Final[Step] = (
+    """CREATE TABLE kode_doc_terms (
+        agent_id TEXT NOT NULL,
+        key TEXT NOT NULL,
+        term TEXT NOT NULL,
+        PRIMARY KEY (agent_id, key, term)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX kode_doc_terms_term ON kode_doc_terms (term, agent_id, key)",
+    f"""CREATE TRIGGER kode_doc_terms_delete AFTER DELETE ON kode_docs WHEN OLD.kind = 'documents' BEGIN
+        {_REMOVE_TERMS};
+    END""",
+    f"""CREATE TRIGGER kode_doc_terms_update AFTER UPDATE OF digest ON kode_docs WHEN OLD.kind = 'documents' BEGIN
+        {_REMOVE_TERMS};
+    END""",
+)
+
+MIGRATIONS: Final[tuple[tuple[Step, ...], ...]] = ((_FIRST,), _SECOND, (_TERMS,))
 """The steps that lead from each version to the next. Append to it; never change a released step.
 
 A program of an older version may still write during and after the steps of a newer one: triggers maintain the derived

@@ -9,7 +9,7 @@ from typing import Any, Final, LiteralString, NamedTuple
 from kode_core.batch import ListKind, MessageIndex, Row, ToolCallIndex
 from kode_sqlite.entries import DOCS, EVENTS_BY_OFFSET, INFOS, LISTED, Entries
 
-__all__ = ["DOC_ROWS", "EVENTS", "KEYED_BY_AGENT", "LISTS", "OF_AN_AGENT", "Insert", "row_values"]
+__all__ = ["DOC_ROWS", "EVENTS", "KEYED_BY_AGENT", "LISTS", "OF_AN_AGENT", "TERM_ROWS", "Insert", "row_values"]
 
 
 class Insert:
@@ -80,10 +80,11 @@ DOC_ROWS: Final = Insert(
     "ON CONFLICT (agent_id, kind, key) DO UPDATE SET"
     f" time = excluded.time, body = excluded.body, digest = excluded.digest {DOCS.kept}",
 )
+TERM_ROWS: Final = Insert("INSERT OR IGNORE INTO kode_doc_terms (agent_id, key, term) VALUES", columns=3)
 EVENTS: Final = Insert(
     'INSERT OR IGNORE INTO kode_events ("offset", agent_id, seq, channel, body, digest) VALUES', columns=6
 )
-KEYED_BY_AGENT: Final = ("kode_agents", "kode_metadata")
+KEYED_BY_AGENT: Final = ("kode_agents", "kode_metadata", "kode_doc_terms")
 """The tables of an agent that are indexes themselves."""
 OF_AN_AGENT: Final = (INFOS, *LISTED.values(), DOCS, EVENTS_BY_OFFSET)
 

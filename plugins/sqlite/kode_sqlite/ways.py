@@ -11,7 +11,9 @@ import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, LiteralString, NamedTuple, TypeVar
 
-__all__ = ["Condition", "Merged", "Way", "chosen", "merged", "others"]
+from kode_core.query import Wanted, Within, values_of
+
+__all__ = ["Condition", "Merged", "Way", "chosen", "equals", "fewest", "is_one_of", "merged", "others"]
 
 _FIRST_ROWS: Final = 256
 _MORE: Final = 4
@@ -62,6 +64,22 @@ class Way(NamedTuple):
         conditions = [*self.looked_up, *self.rest]
         return f"SELECT count(*) FROM {self.table}{self.joins} WHERE {_all(conditions)}", _args(conditions)
 
+    def grouped(self, values: Sequence[LiteralString], limit: int) -> tuple[LiteralString, list[Any]]:
+        """The statement that counts the rows with the same *values*, v1, v2, …, as n, and its arguments."""
+        conditions = [*self.looked_up, *self.rest]
+        statement: LiteralString = (
+            f"SELECT {_named(values)}, count(*) AS n FROM {self.table}{self.joins} WHERE {_all(conditions)}"
+            f" GROUP BY {', '.join(values)} LIMIT ?"
+        )
+        return statement, [*_args(conditions), limit]
+
+    def is_within(self, db: sqlite3.Connection, most: int) -> bool:
+        """True if the index has less than *most* rows to look at."""
+        looked_up = _all(self.looked_up)
+        first: LiteralString = f"SELECT count(*) FROM (SELECT 1 FROM {self.table} WHERE {looked_up} LIMIT ?)"
+        (there,) = db.execute(first, (*_args(self.looked_up), most)).fetchone()
+        return bool(there < most)
+
     @property
     def _order(self) -> LiteralString:
         direction: LiteralString = " DESC" if self.descending else ""
@@ -70,14 +88,11 @@ class Way(NamedTuple):
 
     def is_enough(self, db: sqlite3.Connection, most: int, wanted: int) -> bool:
         """True if *wanted* rows, or all of them, are found within the first *most* rows of the index."""
-        looked_up = _all(self.looked_up)
-        first: LiteralString = f"SELECT count(*) FROM (SELECT 1 FROM {self.table} WHERE {looked_up} LIMIT ?)"
-        args = _args(self.looked_up)
-        (there,) = db.execute(first, (*args, most)).fetchone()
-        if there < most:
+        if self.is_within(db, most):
             return True
         if not self.is_in_order:
             return False
+        looked_up, args = _all(self.looked_up), _args(self.looked_up)
         columns: LiteralString = ", ".join(self.columns)
         name: LiteralString = self.table.split()[1]
         some: LiteralString = f"SELECT {columns} FROM {self.table} WHERE {looked_up} ORDER BY {self._order} LIMIT ?"
@@ -137,6 +152,23 @@ class Merged(NamedTuple):
         every: LiteralString = " UNION ".join([statement for statement, _ in found])
         return f"SELECT count(*) FROM ({every})", [value for _, some in found for value in some]
 
+    def grouped(self, values: Sequence[LiteralString], limit: int) -> tuple[LiteralString, list[Any]]:
+        """As :meth:`Way.grouped`. Keys and values are kept in a temporary table, as for counts."""
+        keys: LiteralString = ", ".join(self.order)
+        found = [
+            (f"SELECT {keys}, {_named(values)} FROM {way.table}{way.joins} WHERE {_all(conditions)}", _args(conditions))
+            for way in self.ways
+            for conditions in [[*way.looked_up, *way.rest]]
+        ]
+        every: LiteralString = " UNION ".join([statement for statement, _ in found])
+        numbers: LiteralString = ", ".join([name for name, _ in zip(_NAMES, values, strict=False)])
+        statement: LiteralString = f"SELECT {numbers}, count(*) AS n FROM ({every}) GROUP BY {numbers} LIMIT ?"
+        return statement, [*[value for _, some in found for value in some], limit]
+
+    def is_within(self, db: sqlite3.Connection, most: int) -> bool:
+        """As :meth:`Way.is_within`, of each way."""
+        return all(way.is_within(db, most) for way in self.ways)
+
     def is_enough(self, db: sqlite3.Connection, most: int, wanted: int) -> bool:
         """As :meth:`Way.is_enough`, of each way."""
         return all(way.is_enough(db, most, wanted) for way in self.ways)
@@ -162,6 +194,14 @@ def _all(conditions: Sequence[Condition]) -> LiteralString:
     return together
 
 
+_NAMES: Final[tuple[LiteralString, ...]] = ("v1", "v2", "v3", "v4", "v5", "v6")
+
+
+def _named(values: Sequence[LiteralString]) -> LiteralString:
+    named: LiteralString = ", ".join([f"{value} AS {name}" for value, name in zip(values, _NAMES, strict=False)])
+    return named
+
+
 def _args(conditions: Sequence[Condition]) -> list[Any]:
     return [value for condition in conditions for value in condition.args]
 
@@ -180,6 +220,33 @@ def chosen(db: sqlite3.Connection, ways: Sequence[W], wanted: int) -> W:
     return ways[0]
 
 
+def fewest(db: sqlite3.Connection, ways: Sequence[W]) -> W:
+    """The way that reads all its rows with the fewest of them to look at: at most a few times as many as the best."""
+    most = _FIRST_ROWS
+    while len(ways) > 1:
+        for way in ways:
+            if way.is_within(db, most):
+                return way
+        most *= _MORE
+    return ways[0]
+
+
 def others(conditions: Mapping[Any, Condition], looked_up: Collection[Any]) -> list[Condition]:
     """The conditions whose names are not among *looked_up*."""
     return [condition for name, condition in conditions.items() if name not in looked_up]
+
+
+def is_one_of(column: LiteralString, values: Sequence[str]) -> LiteralString:
+    """The condition that *column* has one of *values*, which are its arguments."""
+    marks: LiteralString = ", ".join(["?"] * len(values))
+    return f"{column} = ?" if len(values) == 1 else f"{column} IN ({marks})"
+
+
+def equals(column: LiteralString, wanted: Wanted | Within | None) -> Condition | None:
+    """The condition that *column* is as wanted; None if nothing is."""
+    if wanted is None:
+        return None
+    if isinstance(wanted, Within):
+        return Condition(f"{column} >= ? AND {column} < ?", (wanted.prefix, wanted.end))
+    values = values_of(wanted)
+    return Condition(is_one_of(column, values), values)

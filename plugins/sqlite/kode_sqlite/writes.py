@@ -9,6 +9,7 @@ from typing import Any, Final, LiteralString, NamedTuple
 
 from kode_core.authoring.reading import MOST, check_head_numbers
 from kode_core.batch import (
+    CORE_KEYS,
     FORKED_DOCS,
     Applied,
     Batch,
@@ -28,11 +29,12 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.errors import CorruptRecordError, KodeError
+from kode_core.rewriting import EventBody
 from kode_sqlite.entries import DOCS, EVENTS_BY_OFFSET, EVENTS_BY_SEQ, INFOS, misled
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
 from kode_sqlite.leases import Leases
 from kode_sqlite.sound import RAW, TEXT, see, text_of
-from kode_sqlite.statements import DOC_ROWS, EVENTS, KEYED_BY_AGENT, LISTS, OF_AN_AGENT, row_values
+from kode_sqlite.statements import DOC_ROWS, EVENTS, KEYED_BY_AGENT, LISTS, OF_AN_AGENT, TERM_ROWS, row_values
 
 __all__ = ["Transaction"]
 
@@ -57,6 +59,11 @@ class Transaction:
         self._path = path
         self._next_offset: int | None = None
 
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The connection of the transaction."""
+        return self._db
+
     def part(self, call: Callable[[Transaction], Any]) -> Any:
         """Call with this transaction; if it raises, all its changes are undone."""
         self._db.execute("SAVEPOINT part")
@@ -69,6 +76,13 @@ class Transaction:
             raise
         self._db.execute("RELEASE part")
         return result
+
+    def rewrite_events(self, agent_id: str, changes: Sequence[EventBody]) -> None:
+        """Give events other bodies; one that has another digest than it is said to have stays as it is."""
+        self._db.executemany(
+            'UPDATE kode_events SET body = ?, digest = ? WHERE agent_id = ? AND "offset" = ? AND digest = ?',
+            [(one.body.text, one.body.digest, agent_id, one.offset, one.expect) for one in changes],
+        )
 
     # --- batches
 
@@ -124,8 +138,25 @@ class Transaction:
             return Refused("fence")
         if batch.drop_events is not None and not self._has_event(batch.agent_id, batch.drop_events.keep):
             return Refused("events")
-        digests = self._digests(batch.agent_id, list(batch.demanded_docs))
-        return batch.refusal(head.updated_at, head.messages, head.tool_calls, digests)
+        digests, info = self._digests(batch), None
+        if batch.expect_info is not None or batch.expect_nothing:
+            row = self._db.execute("SELECT digest FROM kode_infos WHERE agent_id = ?", (batch.agent_id,)).fetchone()
+            info = b"" if row is None else row[0]
+        has_more = batch.expect_nothing and self._has_more(batch.agent_id)
+        heads = (head.updated_at, head.messages, head.tool_calls)
+        return batch.refusal(*heads, digests, info=info, has_more=has_more)
+
+    def _has_more(self, agent_id: str) -> bool:
+        """Whether the agent has documents, but for layers' and the core's, or events."""
+        others = [kind.value for kind in DocKind if kind not in (DocKind.LAYER, DocKind.DOCUMENTS)]
+        marks: LiteralString = ", ".join(["?"] * len(others))
+        (found,) = self._db.execute(
+            f"SELECT EXISTS (SELECT 1 FROM kode_docs WHERE agent_id = ? AND kind IN ({marks}))"
+            " OR EXISTS (SELECT 1 FROM kode_docs WHERE agent_id = ? AND kind = ? AND key < ?)"
+            " OR EXISTS (SELECT 1 FROM kode_events WHERE agent_id = ?)",
+            (agent_id, *others, agent_id, DocKind.DOCUMENTS.value, CORE_KEYS, agent_id),
+        ).fetchone()
+        return bool(found)
 
     def _delete(self, agent_id: str) -> None:
         for table in KEYED_BY_AGENT:
@@ -237,15 +268,15 @@ class Transaction:
         ).fetchone()
         return write if latest is None else write.not_before(latest)
 
-    def _digests(self, agent_id: str, keys: Sequence[str]) -> dict[str, bytes]:
-        """The digests of the caller's own documents under these keys; a missing document has none."""
-        found: dict[str, bytes] = {}
-        kind = DocKind.DOCUMENTS
-        for where, args in _docs_with(agent_id, kind, keys):
-            rows = self._db.execute(f"SELECT i.key, {DOCS.own('digest')} FROM {DOCS.source} WHERE {where}", args)
-            for row in rows.fetchall():
-                see(row, (TEXT, RAW), f"{kind.value} {row[0]!r:.80} of agent {agent_id!r}")
-                found[row[0]] = row[1]
+    def _digests(self, batch: Batch) -> dict[tuple[DocKind, str], bytes]:
+        """The digests of the documents that the batch demands; a missing document has none."""
+        found: dict[tuple[DocKind, str], bytes] = {}
+        for kind, names in itertools.groupby(sorted(batch.demanded_docs), lambda name: name[0]):
+            for where, args in _docs_with(batch.agent_id, kind, [key for _, key in names]):
+                rows = self._db.execute(f"SELECT i.key, {DOCS.own('digest')} FROM {DOCS.source} WHERE {where}", args)
+                for row in rows.fetchall():
+                    see(row, (TEXT, RAW), f"{kind.value} {row[0]!r:.80} of agent {batch.agent_id!r}")
+                    found[kind, row[0]] = row[1]
         return found
 
     def _write_docs(self, agent_id: str, writes: Sequence[DocWrite]) -> None:
@@ -259,6 +290,7 @@ class Transaction:
             rows = [(agent_id, kind.value, key, doc.time, *doc.body) for key, doc in put.items()]
             if DOC_ROWS.run(self._db, rows) < len(rows):
                 raise misled(_docs_name(agent_id, kind, list(put)))
+            TERM_ROWS.run(self._db, [(agent_id, key, term) for key, doc in put.items() for term in doc.terms])
 
     # --- events
 
@@ -360,5 +392,5 @@ def _docs_name(agent_id: str, kind: DocKind, keys: Sequence[str]) -> str:
 
 
 def _is_events_only(batch: Batch) -> bool:
-    conditions = batch.fence is not None or batch.expect_updated_at is not None
+    conditions = batch.fence is not None or batch.expect_updated_at is not None or batch.expect_nothing
     return bool(batch.events) and not (conditions or batch.delete or batch.is_touching or batch.docs)

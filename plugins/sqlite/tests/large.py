@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any, Final
 
-__all__ = ["AGENTS", "BUSY", "EPOCH", "EVENTS", "NEWEST", "fill", "name"]
+__all__ = ["AGENTS", "BUSY", "CALLS", "EPOCH", "EVENTS", "NEWEST", "fill", "name"]
 
 AGENTS: Final = 20_000
 MESSAGES: Final = 80_000

@@ -19,7 +19,7 @@ from typing import Any, Final
 import pytest
 from kode_conformance.values import samples
 from kode_sqlite import SqliteStore, migrations
-from kode_sqlite.schema import MIGRATIONS
+from kode_sqlite.schema import MIGRATIONS, SCHEMA_VERSION
 from typer.testing import CliRunner
 
 from kode_core import AgentInfo, ImageBlock, Message, StorageError, TextBlock, create_extended_store
@@ -59,7 +59,7 @@ def see_whole(old: sqlite3.Connection, path: str = "a.db") -> None:
             new.execute(statement)
         assert _tables(db) == _tables(new)
         meta = dict(db.execute("SELECT * FROM kode_meta"))
-        assert meta == {"schema_version": 2, "last_token": 1}
+        assert meta == {"schema_version": SCHEMA_VERSION, "last_token": 1}
         assert rows(db, old) == rows(old, old)
         see_derived(db)
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -241,7 +241,7 @@ async def test_a_migration_that_was_killed_goes_on(old: sqlite3.Connection, at: 
     caplog.set_level(logging.INFO, "kode_sqlite")
     async with SqliteStore("a.db") as store:
         assert len(await store.list()) == 6
-    told = [record.getMessage().partition(": ")[2] for record in caplog.records if "step" in record.getMessage()]
+    told = [record.getMessage().partition(": ")[2] for record in caplog.records if "to schema 2" in record.getMessage()]
     assert told == [f"step {i} of {STEPS} to schema 2" for i in range(at - 1, STEPS + 1)]
     see_whole(old)
 
@@ -303,7 +303,7 @@ async def test_a_migration_of_many_rows_is_interrupted() -> None:
         assert migrations.migration_progress(db) == place
         store = SqliteStore("a.db")
         await store.open()
-        assert migrations.migration_progress(db) == (2, None)
+        assert migrations.migration_progress(db) == (SCHEMA_VERSION, None)
         assert (await store.get_metrics()).storage.total_messages == large.MESSAGES
         await store.close()
         see_derived(db)
@@ -326,7 +326,7 @@ async def test_a_step_that_fails_is_undone(old: sqlite3.Connection, monkeypatch:
         async with SqliteStore("a.db") as store:
             with closing(sqlite3.connect("a.db")) as db:
                 assert set(db.execute("SELECT colour FROM kode_agents")) == {("red",)}
-                assert migrations.migration_progress(db) == (3, None)
+                assert migrations.migration_progress(db) == (SCHEMA_VERSION + 1, None)
 
 
 async def test_a_newer_schema_is_refused() -> None:
@@ -336,7 +336,7 @@ async def test_a_newer_schema_is_refused() -> None:
     with closing(sqlite3.connect("a.db")) as db:
         db.execute("UPDATE kode_meta SET value = 99 WHERE key = 'schema_version'")
         db.commit()
-    told = "has schema 99, and this kode-sqlite knows up to 2: .*pip install --upgrade"
+    told = f"has schema 99, and this kode-sqlite knows up to {SCHEMA_VERSION}: .*pip install --upgrade"
     with pytest.raises(SchemaVersionError, match=told):
         await SqliteStore("a.db").open()
     with pytest.raises(SchemaVersionError, match=told):
@@ -370,4 +370,4 @@ async def test_the_schema_can_be_printed(old: sqlite3.Connection) -> None:
     see_whole(old)
     async with SqliteStore("b.db") as store:
         assert await store.list() == []
-    assert "has schema 2, which is the present one" in printed("a.db")
+    assert f"has schema {SCHEMA_VERSION}, which is the present one" in printed("a.db")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from kode_sqlite import migrations, overview, queries, reads
+from kode_sqlite import groups, migrations, overview, queries, reads
 from kode_sqlite.ways import Merged, chosen
 from msgspec.structs import replace
 
-from kode_core.batch import EventRange
-from kode_core.query import RowQuery, SessionQuery, message_query, session_query, tool_call_query, values_of
+from kode_core.batch import EventRange, Found
+from kode_core.query import Grouping, RowQuery, SessionQuery, message_query, session_query, tool_call_query, values_of
 from plugins.sqlite.tests import large
 from plugins.sqlite.tests.plans import counted, plan
 
@@ -260,6 +261,73 @@ def test_a_count_costs_the_matches(db: sqlite3.Connection, query: Any, most: int
     with counted(db) as steps:
         assert queries.count(db, query) == expected
     assert steps[0] <= most * expected + A_CHOICE, steps
+
+
+@pytest.mark.parametrize(
+    ("query", "by", "index", "most"),
+    [
+        (T({}), ["tool_name"], "COVERING INDEX kode_tool_calls_name", 30),
+        (T({}), ["tool_name", "day"], "COVERING INDEX kode_tool_calls_name", 60),
+        (T({}), ["state", "tool_name"], "COVERING INDEX kode_tool_calls_agent", 60),
+        (T({"created_after": large.EPOCH + 5}), ["state"], "COVERING INDEX kode_tool_calls_agent", 60),
+        (T({}), ["day"], "COVERING INDEX kode_tool_calls_name", 50),
+        (T({}), ["is_error"], "INDEX kode_tool_calls_created", 60),
+        (T({"state": "FAILED"}), ["tool_name"], "INDEX kode_tool_calls_state", 80),
+        (T({"tool_name": "tool-3"}), ["day"], "INDEX kode_tool_calls_name", 80),
+        (T({"agent_id": large.name(7)}), ["tool_name", "state"], "INDEX kode_tool_calls_agent", 80),
+        (T({"created_after": large.EPOCH + large.CALLS - 50}), ["state", "day"], "INDEX kode_tool_calls_created", 80),
+        (T({"is_error": True}), ["tool_name", "state"], "INDEX kode_tool_calls_errors", 80),
+        (T({"state": ["PENDING", "FAILED"]}), ["tool_name", "state"], "INDEX kode_tool_calls_state", 80),
+        (M({}), ["day"], "COVERING INDEX kode_messages_created", 50),
+        (M({}), ["role"], "INDEX kode_messages_created", 60),
+        (M({"role": "system"}), ["day"], "INDEX kode_messages_role", 80),
+        (M({"content_type": "video"}), ["role", "day"], "SEARCH t USING", 80),
+        (session_query({}), ["template_id", "day"], "COVERING INDEX kode_agents_template", 70),
+        (session_query({"template_id": ["template-1", "none"]}), ["day"], "INDEX kode_agents_template", 70),
+        (session_query({"user_id": "u-7"}), ["template_id"], "INDEX kode_metadata_created", 80),
+        (session_query({"user_id": ["u-7", "u-8"]}), ["template_id", "day"], "INDEX kode_metadata_created", 80),
+    ],
+    ids=str,
+)
+def test_groups_cost_the_matches(db: sqlite3.Connection, query: Any, by: list[str], index: str, most: int) -> None:
+    """A grouping looks at the matches, in the index that has all values if no filter makes them few."""
+    grouping = Grouping(by=tuple(by), offset_ms=3_600_000)
+    with counted(db) as steps:
+        found = groups.group(db, query, grouping)
+    matching = queries.count(db, query)
+    assert sum(number for _, number in found) == matching > 0
+    assert steps[0] <= most * matching + A_CHOICE, steps
+    assert index in plan_of(db, groups.group_statement(db, query, grouping))
+
+
+def test_groups_of_values_that_were_never_written(tmp_path: Path) -> None:
+    """Values of other types and damaged texts are in no group, and are named; all others are counted."""
+    with closing(sqlite3.connect(tmp_path / "agents.db", isolation_level=None)) as db:
+        for statement in migrations.sql():
+            db.execute(statement)
+        insert = "INSERT INTO kode_tool_calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        for n, (name, error) in enumerate((("x", 0), (b"x", 0), ("y", 0), ("x", 2), ("x", "no"), ("x", 1))):
+            db.execute(insert, ("a", n, 5, f"c{n}", name, "COMPLETED", error, 0, "{}", b""))
+        db.execute(insert, ("a", 9, "noon", "c9", "x", "COMPLETED", 0, 0, "{}", b""))
+        db.execute("UPDATE kode_tool_calls SET tool_name = CAST(x'ff' AS TEXT) WHERE tool_name = 'y'")
+        expected: dict[tuple[str, ...], tuple[dict[Any, int], int]] = {
+            ("tool_name",): ({("x",): 5}, 2),
+            ("is_error", "tool_name"): ({(False, "x"): 2, (True, "x"): 1}, 4),
+            ("day",): ({(0,): 6}, 1),
+        }
+        for by, (wanted, damaged) in expected.items():
+            found = groups.group(db, tool_call_query({}), Grouping(by=by))
+            assert dict(found) == wanted
+            assert isinstance(found, Found)
+            assert list(found.left_out) == ["a group of 1 rows of kode_tool_calls"] * damaged
+
+
+def test_a_count_looks_in_the_index_with_the_fewest(db: sqlite3.Connection) -> None:
+    """Of two filters the rarer one, whichever is named first."""
+    for filters in ({"tool_name": "tool-4", "state": "FAILED"}, {"state": "FAILED", "tool_name": "tool-4"}):
+        with counted(db) as steps:
+            assert queries.count(db, tool_call_query(filters)) == 1  # type: ignore[arg-type]
+        assert steps[0] <= A_CHOICE // 8, steps
 
 
 def test_an_offset_is_gone_over_one_by_one(db: sqlite3.Connection) -> None:

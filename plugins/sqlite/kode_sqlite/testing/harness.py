@@ -13,6 +13,7 @@ from typing import Any, Final
 from kode_conformance import Costs, Handle, Space, StoreHarness
 
 from kode_core import Store, create_extended_store
+from kode_core.backends.json_files.files import file_name
 
 __all__ = ["HybridHarness", "SqliteHarness"]
 
@@ -84,7 +85,7 @@ class HybridHarness(SqliteHarness):
         return {"db_path": str(space.folder / "agents.db"), "file_store_base_dir": str(space.folder / "files")}
 
     async def files_of(self, handle: Handle, agent_id: str) -> Sequence[Path]:
-        return [Path(handle["file_store_base_dir"]) / f"{agent_id}.jsonl"]
+        return [Path(handle["file_store_base_dir"]) / f"{file_name(agent_id)}.jsonl"]
 
     async def raw_dump(self, handle: Handle) -> str:
         files = sorted(Path(handle["file_store_base_dir"]).rglob("*"))

@@ -1,0 +1,123 @@
+"""Read the tables of another program's database, without changing a byte of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from kode_core.errors import ConfigurationError, StorageError
+from kode_sqlite.inuse import unused
+from kode_sqlite.uris import uri_of
+
+__all__ = ["copied", "open_tables"]
+
+_SIDES: Final = ("-wal", "-journal")
+
+
+class _Tables:
+    """The tables, read in one transaction, in threads."""
+
+    def __init__(self, db: sqlite3.Connection, path: str) -> None:
+        self._db = db
+        self._path = path
+        self._lock = threading.Lock()
+
+    async def columns(self, table: str) -> frozenset[str]:
+        found = await self.fetch("SELECT name FROM pragma_table_info($1)", table)
+        return frozenset(str(row[0]) for row in found)
+
+    async def fetch(self, statement: str, *args: Any) -> Sequence[Sequence[Any]]:
+        return await asyncio.to_thread(self._fetched, statement, args)
+
+    def close(self) -> None:
+        """Close the connection; a query that was given up ends first."""
+        with self._lock:
+            self._db.close()
+
+    def _fetched(self, statement: str, args: Sequence[Any]) -> list[tuple[Any, ...]]:
+        given = {str(i): _bound(value) for i, value in enumerate(args, 1)}
+        try:
+            with self._lock:
+                return self._db.execute(statement, given).fetchall()
+        except (sqlite3.Error, OverflowError) as exc:
+            raise StorageError(f"{self._path} cannot be read: {exc}") from exc
+
+
+def _bound(value: object) -> object:
+    """A text that was not UTF-8 is bound as its bytes."""
+    if isinstance(value, str) and not value.isascii():
+        raw = value.encode("utf-8", "surrogateescape")
+        return value if raw == value.encode("utf-8", "replace") else raw
+    return value
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+@asynccontextmanager
+async def open_tables(path: str) -> AsyncIterator[_Tables]:
+    """The tables of the database at *path*.
+
+    A database with a log or a journal, as a crash leaves it, is copied to a temporary folder and read there: SQLite
+    would otherwise write to it.
+
+    Raises:
+        ConfigurationError: there is no database, or a store of kode_core is in the same file.
+        StorageError: it cannot be read.
+    """
+    if not await asyncio.to_thread(os.path.isfile, path):
+        raise ConfigurationError(f"there is no file {path}")
+    with unused(path) as is_unused:
+        if not is_unused:
+            raise ConfigurationError(f"{path} is open as a store in this process; import from a copy of it")
+    with tempfile.TemporaryDirectory(prefix="kode-import-") as folder:
+        how, opened = "mode=ro&immutable=1", os.path.realpath(path)
+        if any(os.path.exists(f"{opened}{side}") for side in _SIDES):  # noqa: PTH110 - raises nothing
+            opened, how = await asyncio.to_thread(copied, opened, folder), "mode=rw"
+        tables = _Tables(await asyncio.to_thread(_connected, path, opened, how), path)
+        try:
+            yield tables
+        finally:
+            await asyncio.shield(asyncio.to_thread(tables.close))
+
+
+def _connected(path: str, opened: str, how: str) -> sqlite3.Connection:
+    db = None
+    try:
+        db = sqlite3.connect(uri_of(opened, how), uri=True, isolation_level=None, check_same_thread=False)
+        db.text_factory = _text
+        db.execute("BEGIN")
+        is_store = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone() is not None
+    except sqlite3.Error as exc:
+        if db is not None:
+            db.close()
+        raise ConfigurationError(f"{path} cannot be read as a database of SQLite: {exc}") from exc
+    if is_store:
+        db.close()
+        raise ConfigurationError(f"{path} has a store of kode_core in the same file; import from a copy without it")
+    return db
+
+
+def copied(path: str, folder: str) -> str:
+    """A copy of the database in *folder*, with its log and its journal.
+
+    Raises:
+        StorageError: it cannot be copied.
+    """
+    copy = str(Path(folder) / "copy.db")
+    try:
+        for side in ("", *_SIDES):
+            if os.path.exists(f"{path}{side}"):  # noqa: PTH110 - raises nothing
+                shutil.copyfile(f"{path}{side}", f"{copy}{side}")
+    except OSError as exc:
+        raise StorageError(f"{path} cannot be copied to a temporary folder: {exc.strerror}") from exc
+    return copy
