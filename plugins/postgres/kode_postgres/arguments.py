@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -23,13 +23,15 @@ from kode_core.batch import (
 )
 from kode_postgres.parts import LISTS, PUTS, Part
 from kode_postgres.schema import KEPT_OPS, OF_AN_AGENT, Tables
-from kode_postgres.statements import LOCK_WAIT, NOW, WriteStatement, digest_of, sync
+from kode_postgres.statements import LOCK_WAIT, NOW, WriteStatement, digest_of, has_more, info_of, sync
 
 __all__ = [
     "HeadAfterRefusal",
     "Statements",
+    "Stored",
     "applied",
     "doc_text",
+    "has_demands",
     "is_unseen",
     "key_hash",
     "needs_lock",
@@ -70,11 +72,16 @@ def is_unseen(batch: Batch) -> bool:
     return batch.messages is not None and batch.messages.is_blind
 
 
+def has_demands(batch: Batch) -> bool:
+    """True if the batch demands something of rows that the head does not show."""
+    return bool(batch.demanded_docs) or batch.expect_info is not None or batch.expect_nothing
+
+
 def unconditional(batch: Batch) -> Batch:
     """The batch without the preconditions checked under the lock.
 
-    Unless it deletes, versions, age and documents are demanded still: an agent that had no head to lock may have one
-    by now.
+    Unless it deletes, versions, age, documents and contents are demanded still: an agent that had no head to lock may
+    have one by now.
     """
     if not batch.delete:
         return replace(batch, fence=None)
@@ -86,6 +93,9 @@ def unconditional(batch: Batch) -> Batch:
         batch,
         fence=None,
         expect_updated_at=None,
+        expect_lists=None,
+        expect_info=None,
+        expect_nothing=False,
         delete=False,
         messages=free(batch.messages),
         tool_calls=free(batch.tool_calls),
@@ -103,9 +113,10 @@ def parts_of(batches: Sequence[Batch]) -> Part:
             (Part.TOUCH, batch.is_touching),
             (Part.INFO, batch.info is not None),
             (Part.DOCS, bool(batch.docs)),
+            (Part.TERMS, any(write.kind is DocKind.DOCUMENTS for write in batch.docs)),
             (Part.EVENTS, bool(batch.events)),
             (Part.UNSEEN, is_unseen(batch)),
-            (Part.DEMANDS, bool(batch.demanded_docs)),
+            (Part.DEMANDS, has_demands(batch)),
         ):
             if has:
                 parts |= part
@@ -151,8 +162,13 @@ class Statements:
             ' AND e."offset" <> i.keep'
         )
         self.digests = (
-            f"SELECT i.n, i.key, {digest_of(tables, 'i.agent_id', 'i')}"
-            " FROM unnest($1::bigint[], $2::text[], $3::bytea[], $4::text[]) i (n, agent_id, key_hash, key)"
+            f"SELECT i.n, i.kind, i.key, {digest_of(tables, 'i.agent_id', 'i')}"
+            " FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bytea[], $5::text[])"
+            " i (n, agent_id, kind, key_hash, key)"
+        )
+        self.contents = (
+            f"SELECT i.n, {info_of(tables, 'i.agent_id')}, {has_more(tables, 'i.agent_id')}"
+            " FROM unnest($1::bigint[], $2::text[]) i (n, agent_id)"
         )
         self.empty = [f"DELETE FROM {getattr(tables, name)} WHERE agent_id = ANY ($1::text[])" for name in OF_AN_AGENT]
         self.bury = (
@@ -205,7 +221,7 @@ def _input(batch: Batch, parts: Part, since: int) -> tuple[Any, ...]:
     if Part.FENCE in parts:
         values += (None, None) if batch.fence is None else (batch.fence.owner, batch.fence.token)
     if Part.AGE in parts:
-        values.append(batch.expect_updated_at)
+        values += (batch.expect_updated_at, *(batch.expect_lists or (None, None)))
     if Part.TOUCH in parts:
         values.append(batch.now if batch.is_touching else None)
     for kind, part in LISTS.items():
@@ -219,7 +235,8 @@ def _input(batch: Batch, parts: Part, since: int) -> tuple[Any, ...]:
     if Part.UNSEEN in parts:
         values.append(min(batch.messages.times()) if batch.messages is not None and is_unseen(batch) else None)
     if Part.DEMANDS in parts:
-        values.append(bool(batch.demanded_docs))
+        digest = None if batch.expect_info is None else batch.expect_info.digest
+        values += (has_demands(batch), digest, batch.expect_nothing)
     return tuple(values)
 
 
@@ -268,6 +285,13 @@ def _doc_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
             yield (*name, doc.time, doc.body.digest, doc_text(kind, doc.body.text))
 
 
+def _term_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
+    last = {write.key: write.doc for write in batch.docs if write.kind is DocKind.DOCUMENTS}
+    for key, doc in last.items():
+        if doc is not None:
+            yield from ((n, key, term, key_hash(key), doc.body.digest) for term in doc.terms)
+
+
 def _event_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
     """Each event once, at its first position: one statement writes a row once."""
     first: dict[tuple[int, bytes], int] = {}
@@ -277,8 +301,8 @@ def _event_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
 
 
 def _demand_rows(n: int, batch: Batch) -> Iterator[tuple[Any, ...]]:
-    for key, digest in batch.demanded_docs.items():
-        yield (n, key_hash(key), key, digest)
+    for (kind, key), digest in batch.demanded_docs.items():
+        yield (n, kind.value, key_hash(key), key, digest)
 
 
 _ROWS: Final[dict[Part, Any]] = {
@@ -286,12 +310,27 @@ _ROWS: Final[dict[Part, Any]] = {
     Part.TOOL_CALLS: lambda n, batch: _list_rows(ListKind.TOOL_CALLS, n, batch),
     Part.INFO: _info_rows,
     Part.DOCS: _doc_rows,
+    Part.TERMS: _term_rows,
     Part.EVENTS: _event_rows,
     Part.DEMANDS: _demand_rows,
 }
 
 
 # --- Answers ----------------------------------------------------------------------------------------------------------
+
+
+class Stored(NamedTuple):
+    """The rows of an agent that a batch demands something of, as they were found after the batch was not applied.
+
+    Attributes:
+        digests: of those demanded documents that are stored, by kind and key.
+        info: the digest of the info, empty without one; None if it is not demanded.
+        has_more: whether documents, but for layers' and the core's, or events are stored.
+    """
+
+    digests: dict[tuple[DocKind, str], bytes]
+    info: bytes | None = None
+    has_more: bool = False
 
 
 class HeadAfterRefusal:
@@ -319,11 +358,12 @@ class HeadAfterRefusal:
         """True if an operation from that time may have been applied and pushed out by later ones."""
         return len(self.ops) >= KEPT_OPS and self._oldest is not None and since <= self._oldest <= self._now
 
-    def refusal(self, batch: Batch, digests: Mapping[str, bytes], *, is_held: bool) -> Refused | None:
-        """The precondition that fails, or None; *digests* are of the demanded documents."""
+    def refusal(self, batch: Batch, stored: Stored, *, is_held: bool) -> Refused | None:
+        """The precondition that fails, or None."""
         if batch.fence is not None and not is_held:
             return Refused("fence")
-        return batch.refusal(self.updated_at, self.messages, self.tool_calls, digests)
+        heads = (self.updated_at, self.messages, self.tool_calls)
+        return batch.refusal(*heads, stored.digests, info=stored.info, has_more=stored.has_more)
 
 
 def applied(batch: Batch, row: Sequence[Any]) -> Applied:

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from kode_core.batch import ABSENT_DOC, Applied, Batch, Fence, Outcome, Refused
+from kode_core.authoring.contexts import adopt
+from kode_core.batch import ABSENT_DOC, Applied, Batch, DocKind, Fence, Outcome, Refused
 from kode_core.errors import (
     KodeError,
     OutcomeUnknownError,
@@ -24,7 +25,9 @@ from kode_core.errors import (
 from kode_postgres.arguments import (
     HeadAfterRefusal,
     Statements,
+    Stored,
     applied,
+    has_demands,
     is_unseen,
     key_hash,
     needs_lock,
@@ -50,8 +53,8 @@ While its statement is on its way, others may write so much that the head could 
 """
 
 _LATE: Final = (
-    "the connection broke, and a document exists that the write demands to be absent: the write is refused, but its"
-    " first request may arrive after that document is deleted; read before you repeat it"
+    "the connection broke, and something exists that the write demands to be absent or another: the write is refused,"
+    " but its first request may arrive after that was deleted or changed; read before you repeat it"
 )
 
 
@@ -119,8 +122,8 @@ class Committer:
             self._lanes += 1
             self._do(self._lane(group))
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _do(self, work: Coroutine[Any, Any, None], context: Any = None) -> None:
+        task = asyncio.get_running_loop().create_task(work, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -139,6 +142,7 @@ class Committer:
             self._lanes -= 1
 
     async def _write(self, group: list[QueuedBatch]) -> None:
+        adopt(group[0].context)
         unanswered: list[Exception] = []
         # An agent with an open doubt goes alone: its earlier write has to be found or ruled out first.
         together = [item for item in group if item.batch.agent_id not in self._doubts]
@@ -158,7 +162,7 @@ class Committer:
             else:
                 own = Doubt()
                 own.since = doubt.since  # the group's statement may still be applied
-                self._do(self._write_alone(item, own, unanswered))
+                self._do(self._write_alone(item, own, unanswered), item.context)
 
     async def _write_alone(self, item: QueuedBatch, doubt: Doubt, unanswered: list[Exception]) -> None:
         try:
@@ -180,7 +184,7 @@ class Committer:
         except Exception as exc:  # noqa: BLE001 - whatever it is, the caller gets it
             return exc
         end, pause = time.monotonic() + self._connections.locked_s, 0.002
-        is_looking = is_unseen(batch) or bool(batch.demanded_docs)  # under the lock no writer comes in between
+        is_looking = is_unseen(batch) or has_demands(batch)  # under the lock no writer comes in between
         without_lock = 0 if is_looking else _ATTEMPTS_WITHOUT_LOCK
         for attempt in itertools.count():
             async with self._alone:
@@ -230,10 +234,10 @@ class Committer:
         missing = [i for i in range(len(batches)) if i not in outcomes]
         if missing:
             some = [batches[i] for i in missing]
-            # Before the heads: if those do not know an operation, these documents are not its own.
-            digests = await self._digests(session, some)
+            # Before the heads: if those do not know an operation, these rows are not its own.
+            stored = await self._stored(session, some)
             heads = await self._heads(session, some, self._statements.heads)
-            found = await self._explained(session, some, heads, digests, self._statements.leases)
+            found = await self._explained(session, some, heads, stored, self._statements.leases)
             outcomes |= {missing[i]: outcome for i, outcome in found.items()}
         return outcomes
 
@@ -250,24 +254,30 @@ class Committer:
             session.clock.heard(rows[-1][8])
         return {row[0]: HeadAfterRefusal(row) for row in rows}
 
-    async def _digests(self, session: Session, batches: Sequence[Batch]) -> list[dict[str, bytes]]:
-        """For each batch, the digests of the demanded documents by key; a missing document has none."""
-        digests: list[dict[str, bytes]] = [{} for _ in batches]
-        demanded = [(i, key) for i, batch in enumerate(batches) for key in batch.demanded_docs]
+    async def _stored(self, session: Session, batches: Sequence[Batch]) -> list[Stored]:
+        """For each batch, the rows that it demands something of."""
+        stored = [Stored({}) for _ in batches]
+        places = [i for i, batch in enumerate(batches) if batch.expect_info is not None or batch.expect_nothing]
+        if places:
+            ids = [batches[i].agent_id for i in places]
+            for i, info, more in await session.fetch(self._statements.contents, places, ids):
+                stored[i] = Stored({}, info, more)
+        demanded = [(i, *name) for i, batch in enumerate(batches) for name in batch.demanded_docs]
         if demanded:
-            numbers, keys = [i for i, _ in demanded], [key for _, key in demanded]
-            names = [batches[i].agent_id for i in numbers], list(map(key_hash, keys)), keys
-            for i, key, found in await session.fetch(self._statements.digests, numbers, *names):
+            numbers, keys = [i for i, _, _ in demanded], [key for _, _, key in demanded]
+            kinds = [kind.value for _, kind, _ in demanded]
+            names = [batches[i].agent_id for i in numbers], kinds, list(map(key_hash, keys)), keys
+            for i, kind, key, found in await session.fetch(self._statements.digests, numbers, *names):
                 if found is not None:
-                    digests[i][key] = found
-        return digests
+                    stored[i].digests[DocKind(kind), key] = found
+        return stored
 
     async def _explained(
         self,
         session: Session,
         batches: Sequence[Batch],
         heads: Mapping[str, HeadAfterRefusal],
-        digests: Sequence[Mapping[str, bytes]],
+        stored: Sequence[Stored],
         leases: str,
     ) -> dict[int, Outcome]:
         """The outcomes of batches that were applied before, and of batches with a precondition that fails."""
@@ -280,8 +290,8 @@ class Committer:
         for i, batch in enumerate(batches):
             head = heads.get(batch.agent_id) or HeadAfterRefusal(None)
             is_held = batch.fence is None or (batch.agent_id, batch.fence) in held
-            outcome = await self._known(session, batch, head) or head.refusal(batch, digests[i], is_held=is_held)
-            if session.is_retry and outcome == Refused("docs") and _may_hold_later(batch, digests[i]):
+            outcome = await self._known(session, batch, head) or head.refusal(batch, stored[i], is_held=is_held)
+            if session.is_retry and isinstance(outcome, Refused) and _may_hold_later(batch, outcome, stored[i]):
                 outcome = OutcomeUnknownError(_LATE)
             if outcome is not None:
                 outcomes[i] = outcome
@@ -335,8 +345,8 @@ class Committer:
                 others = (await self._heads(session, some, statements.heads)).keys() - heads.keys()
                 places = [i for i in places if batches[i].agent_id not in others]
                 some = [batches[i] for i in places]
-            digests = await self._digests(session, some)  # after the lock, so that they are the last ones
-            explained = await self._explained(session, some, heads, digests, statements.lock_leases)
+            stored = await self._stored(session, some)  # after the lock, so that they are the last ones
+            explained = await self._explained(session, some, heads, stored, statements.lock_leases)
             known = {places[i]: outcome for i, outcome in explained.items() if isinstance(outcome, Applied)}
             decided |= {places[i]: outcome for i, outcome in explained.items() if places[i] not in known}
             # An agent without a head has nothing else, and no lock that would keep others from creating it meanwhile.
@@ -389,9 +399,18 @@ def _may_be_of_others(exc: Exception) -> bool:
     return timed_out(exc) or is_locked_out(exc.__cause__) or is_conflict(exc.__cause__)
 
 
-def _may_hold_later(batch: Batch, digests: Mapping[str, bytes]) -> bool:
-    """Whether only documents that must be absent refuse the batch: they may be deleted, and no version comes back."""
-    return all(digest in (ABSENT_DOC.digest, digests.get(key)) for key, digest in batch.demanded_docs.items())
+def _may_hold_later(batch: Batch, refused: Refused, stored: Stored) -> bool:
+    """Whether what refuses the batch may be otherwise later.
+
+    A document that must be absent may be deleted, and another kind than ``DOCUMENTS`` may have its digest again. No
+    version of a document comes back.
+    """
+    if refused.by != "docs":
+        return refused.by == "contents"
+    return all(
+        digest in (ABSENT_DOC.digest, stored.digests.get(name)) or name[0] is not DocKind.DOCUMENTS
+        for name, digest in batch.demanded_docs.items()
+    )
 
 
 def _concerns_all(exc: Exception) -> bool:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from kode_core.authoring.closing import close_all
 from kode_core.authoring.reading import verb_of
-from kode_core.batch import Batch, Child, Fence, Outcome
+from kode_core.batch import Batch, Child, DocQuery, Fence, Outcome
 from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
 from kode_core.report import ConnectionUse
+from kode_core.rewriting import EventBody
 from kode_postgres.arguments import Statements
 from kode_postgres.commits import Committer
 from kode_postgres.connection import Connections
 from kode_postgres.doubts import Doubts, Never
 from kode_postgres.forks import Forks
+from kode_postgres.indexing import Indexing
 from kode_postgres.leases import Leases
 from kode_postgres.opening import open_connections
 from kode_postgres.options import PostgresOptions
 from kode_postgres.reads import Reads
 from kode_postgres.schema import Tables
 from kode_postgres.session import Session
+from kode_postgres.texts import TextsSeen
 from kode_postgres.watch import Listener
 
 __all__ = ["PostgresEngine"]
@@ -39,7 +43,7 @@ def _of_agent(agent_id: str | None, *_: object, **__: object) -> str | None:
     return agent_id
 
 
-def _of_query(query: SessionQuery | RowQuery) -> str | None:
+def _of_query(query: SessionQuery | RowQuery | DocQuery, *_: object) -> str | None:
     return query.agent_id if isinstance(query.agent_id, str) else None
 
 
@@ -65,14 +69,18 @@ class PostgresEngine:
 
     name = "postgres"
     keeps_documents = True
-    drops_events = True
+    checks_demands = True
+    drops_events = rewrites_events = True
     finds_any_of = True
-    can_count = True
+    finds_within = True
+    finds_docs = finds_text = True
+    can_count = can_group = True
 
     def __init__(self, connections: Connections, tables: Tables, *, durable: bool) -> None:
         self.tables = tables
         self.connections = connections
-        self.reads = Reads(tables)
+        self.reads = Reads(tables, TextsSeen(has=connections.has_texts))
+        self.indexing = Indexing(connections, tables, self.reads)
         self._doubts = Doubts(connections)
         self._doubtful_leases = Doubts(connections)
         self._committer = Committer(connections, Statements(tables, durable=durable), self._doubts)
@@ -89,12 +97,21 @@ class PostgresEngine:
         options = options.resolved()
         tables = Tables(options)
         connections = await open_connections(options, tables)
-        return cls(connections, tables, durable=options.durability == "full")
+        engine = cls(connections, tables, durable=options.durability == "full")
+        if options.text_index and not connections.has_texts:
+            try:
+                await engine.indexing.add(create=options.create)
+            except BaseException:
+                await asyncio.shield(engine.close())
+                raise
+        return engine
 
     # --- writing
 
     async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
         outcomes = await self._committer.commit(batches)
+        if any(batch.messages is not None for batch in batches):
+            self.indexing.written()
         return [self._named(batch, outcome) for batch, outcome in zip(batches, outcomes, strict=True)]
 
     def _named(self, batch: Batch, outcome: Outcome) -> Outcome:
@@ -123,7 +140,22 @@ class PostgresEngine:
         def call(session: Session) -> Awaitable[bool]:
             return self._forks.fork(session, agent_id, children, expect, now)
 
-        return await self._write(call, agent_id, self._doubts, self._forks.never(children), _FORK_SECONDS)
+        done = await self._write(call, agent_id, self._doubts, self._forks.never(children), _FORK_SECONDS)
+        self.indexing.written()
+        return done
+
+    async def rewrite_events(self, agent_id: str, changes: Sequence[EventBody]) -> None:
+        if not changes:
+            return
+        columns = [list(column) for column in zip(*((one.offset, one.expect) for one in changes), strict=True)]
+        bodies = [list(column) for column in zip(*(one.body for one in changes), strict=True)]
+        statement = (
+            f"UPDATE {self.tables.events} e SET body = n.body::json, digest = n.digest FROM"
+            " unnest($2::bigint[], $3::bytea[], $4::text[], $5::bytea[]) n (place, expect, body, digest)"
+            ' WHERE e.agent_id = $1 AND e."offset" = n.place AND e.digest = n.expect'
+        )
+        await self._doubts.resolve(agent_id)
+        await self.connections.write(lambda session: session.fetch(statement, agent_id, *columns, *bodies))
 
     async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> int | None:
         def call(session: Session) -> Awaitable[int | None]:
@@ -151,7 +183,9 @@ class PostgresEngine:
     stored_ids = _verb(Reads.stored_ids, _of_all)
     find_sessions = _verb(Reads.find_sessions, _of_query)
     find_rows = _verb(Reads.find_rows, _of_query)
+    find_docs = _verb(Reads.find_docs, _of_query)
     count = _verb(Reads.count, _of_query)
+    group = _verb(Reads.group, _of_query)
     stats = _verb(Reads.stats, _of_agent)
     totals = _verb(Reads.totals, _of_all)
     inspect = _verb(Reads.inspect, _of_agent)
@@ -193,6 +227,7 @@ class PostgresEngine:
 
     async def close(self) -> None:
         await close_all(
+            self.indexing.close,
             None if self._listener is None else self._listener.close,
             self._committer.close,
             self._doubts.close,

@@ -31,3 +31,4 @@ class PostgresKeywords(StoreKeywords, total=False):
     table_prefix: str
     create: bool
     statement_cache_size: int | None
+    text_index: bool

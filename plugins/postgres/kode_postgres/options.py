@@ -73,6 +73,8 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
             that an administrator has to run.
         statement_cache_size: the number of prepared statements that each connection keeps. The default depends on the
             server's end: none behind PgBouncer in transaction mode.
+        text_index: make an index of the texts of messages when the database has none, so that ``contains`` does not
+            read every message; see ``kode text-index``. A database that has one keeps it without this option.
         pool: an ``asyncpg.Pool`` of your own, which is used and never closed.
     """
 
@@ -95,6 +97,7 @@ class PostgresOptions(ServerOptions, frozen=True, kw_only=True):
     table_prefix: Prefix = "kode_"
     create: bool = True
     statement_cache_size: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
+    text_index: bool = False
     pool: Any = None
 
     url_option: ClassVar[str] = "dsn"

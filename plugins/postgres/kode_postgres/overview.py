@@ -25,8 +25,11 @@ class Overview:
         self._tables = tables
 
     async def totals(self, session: Session) -> Totals:
-        t = self._tables
-        row = await session.fetchrow(self.totals_statement(), DocKind.LAYER.value, table_names(t))
+        return await self._totals(session, table_names(self._tables))
+
+    async def _totals(self, session: Session, names: Sequence[str]) -> Totals:
+        """The totals, with the size of the tables that have these names."""
+        row = await session.fetchrow(self.totals_statement(), DocKind.LAYER.value, names)
         return Totals(agents=row[0], messages=row[1], tool_calls=row[2], is_used=row[3], size_bytes=row[4])
 
     def totals_statement(self) -> str:

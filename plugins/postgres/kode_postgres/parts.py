@@ -23,6 +23,7 @@ class Part(Flag):
     TOOL_CALLS_PUT = auto()
     INFO = auto()
     DOCS = auto()
+    TERMS = auto()
     EVENTS = auto()
     UNSEEN = auto()
     DEMANDS = auto()
@@ -56,14 +57,18 @@ def _list_columns(one: str) -> tuple[Column, ...]:
 INPUT: Final[dict[Part | None, tuple[Column, ...]]] = {
     None: (Column("agent_id", "text"), Column("op", "bigint"), Column("since", "bigint")),
     Part.FENCE: (Column("fence_owner", "text"), Column("fence_token", "bigint")),
-    Part.AGE: (Column("expect_updated_at", "bigint"),),
+    Part.AGE: (
+        Column("expect_updated_at", "bigint"),
+        Column("expect_messages", "bigint"),
+        Column("expect_tool_calls", "bigint"),
+    ),
     Part.TOUCH: (Column("now", "bigint"),),
     Part.MESSAGES: _list_columns("message"),
     Part.TOOL_CALLS: _list_columns("tool_call"),
     Part.INFO: (Column("has_info", "boolean"), Column("template_id", "text"), Column("created_at", "bigint")),
     Part.EVENTS: (Column("events", "bigint"),),
     Part.UNSEEN: (Column("message_oldest", "bigint"),),
-    Part.DEMANDS: (Column("has_demands", "boolean"),),
+    Part.DEMANDS: (Column("has_demands", "boolean"), Column("expect_info", "bytea"), Column("is_new", "boolean")),
 }
 """The input columns of each batch, by the part that needs them.
 
@@ -94,6 +99,13 @@ ROWS: Final[dict[Part, tuple[Column, ...]]] = {
         Column("time", "bigint"),
         *_BODY,
     ),
+    Part.TERMS: (
+        Column("n", "bigint"),
+        Column("key", "text"),
+        Column("term", "text"),
+        Column("key_hash", "bytea"),
+        Column("digest", "bytea"),
+    ),
     Part.EVENTS: (
         Column("n", "bigint"),
         Column("k", "bigint"),
@@ -103,12 +115,15 @@ ROWS: Final[dict[Part, tuple[Column, ...]]] = {
     ),
     Part.DEMANDS: (
         Column("n", "bigint"),
+        Column("kind", "text"),
         Column("key_hash", "bytea"),
         Column("key", "text"),
         Column("digest", "bytea"),
     ),
 }
 """The rows for each table, and the documents that are demanded; ``n`` is the number of the batch, from 1.
+
+The terms of documents come after the documents, which they refer to.
 
 A position below 0 belongs to an appended row: -1 is the first of them.
 """

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote
 
-from kode_core.plugins import Backend, hookimpl
+from msgspec.structs import replace
+
+from kode_core.plugins import Backend, TextIndexAction, hookimpl
 from kode_postgres.options import PostgresOptions
 from kode_postgres.parameters import PARAMETERS
 
 if TYPE_CHECKING:
+    from kode_core.authoring.foreign_tables import ForeignTables
+    from kode_core.authoring.sdk_tables import SdkTables
+    from kode_core.engine import Progress
     from kode_postgres.engine import PostgresEngine
 
 
@@ -33,8 +39,19 @@ def _is_there(options: PostgresOptions) -> bool:
 
 def _schema(options: PostgresOptions, since: int = 0) -> str:
     from kode_postgres.schema import script
+    from kode_postgres.text_tables import text_script
 
-    return script(options, since)
+    return script(options, since) + (text_script(options) if options.text_index else "")
+
+
+async def _text_index(options: PostgresOptions, action: TextIndexAction, progress: Progress) -> int | None:
+    import asyncio
+
+    engine = await _open(replace(options, text_index=False))
+    try:
+        return await engine.indexing.change(action, progress, create=options.create)
+    finally:
+        await asyncio.shield(engine.close())
 
 
 def _from_url(split: SplitResult) -> Mapping[str, Any]:
@@ -43,6 +60,22 @@ def _from_url(split: SplitResult) -> Mapping[str, Any]:
         return {}
     query = f"?{'&'.join(kept)}" if kept else ""
     return {"dsn": f"postgresql://{split.netloc}{split.path}{query}"}
+
+
+@asynccontextmanager
+async def _sdk_tables(options: PostgresOptions) -> AsyncIterator[SdkTables]:
+    from kode_postgres.sdk import open_sdk_tables
+
+    async with open_sdk_tables(options) as tables:
+        yield tables
+
+
+@asynccontextmanager
+async def _foreign_tables(options: PostgresOptions) -> AsyncIterator[ForeignTables]:
+    from kode_postgres.foreign_tables import open_tables
+
+    async with open_tables(options) as tables:
+        yield tables
 
 
 @hookimpl
@@ -63,5 +96,8 @@ def kode_store_backend() -> Backend:
         schema=_schema,
         schema_from=_schema,
         is_there=_is_there,
+        sdk_tables=_sdk_tables,
+        text_index=_text_index,
+        foreign_tables=_foreign_tables,
         summary="a server, for several machines",
     )

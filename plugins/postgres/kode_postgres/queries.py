@@ -12,7 +12,7 @@ from kode_core.authoring.reading import MOST
 from kode_core.batch import Found, FoundRow, SessionRow
 from kode_core.codec import Body
 from kode_core.ids import prefix_end
-from kode_core.query import Range, RowQuery, SessionQuery, Wanted, values_of
+from kode_core.query import DAY_MS, Grouping, GroupRows, Range, RowQuery, SessionQuery, Wanted, Within, values_of
 from kode_postgres.overview import Overview
 from kode_postgres.schema import (
     COMMON_ROLES,
@@ -27,7 +27,7 @@ from kode_postgres.schema import (
 )
 from kode_postgres.session import Session
 
-__all__ = ["Arguments", "Queries"]
+__all__ = ["Arguments", "Queries", "page_of_rows", "row_conditions"]
 
 _SESSION: Final = "SELECT a.agent_id, a.body::text, a.digest, a.created_at, a.updated_at, a.message_count"
 _RARE: Final[dict[str, tuple[Sequence[str], str]]] = {
@@ -56,7 +56,10 @@ class Arguments(list[Any]):
         self.append(value)
         return f"${len(self)}::{kind}"
 
-    def equals(self, column: str, wanted: Wanted) -> str:
+    def equals(self, column: str, wanted: Wanted | Within) -> str:
+        if isinstance(wanted, Within):
+            first, end = self.mark(wanted.prefix, "text"), self.mark(wanted.end, "text")
+            return f"{column} >= {first} AND {column} < {end}"
         if isinstance(wanted, str):
             return f"{column} = {self.mark(wanted, 'text')}"
         return f"{column} = ANY({self.mark(list(wanted), 'text[]')})"
@@ -73,7 +76,8 @@ def _has_one(column: str, texts: str) -> str:
 
 def _is_sought(query: RowQuery, name: str, wanted: Wanted) -> bool:
     """Whether rows are found by an index of rare values; an agent's rows have a separate index."""
-    return query.agent_id is None and name in _RARE and not {*_RARE[name][0]}.intersection(values_of(wanted))
+    is_any = query.agent_id is None or isinstance(query.agent_id, Within)
+    return is_any and name in _RARE and not {*_RARE[name][0]}.intersection(values_of(wanted))
 
 
 def _merged(pages: Sequence[str], end: str = "") -> str:
@@ -83,7 +87,7 @@ def _merged(pages: Sequence[str], end: str = "") -> str:
 
 def _sessions_looked_up_one_by_one(query: SessionQuery) -> str | None:
     """As :func:`_rows_looked_up_one_by_one`: ``user``, ``template`` or None."""
-    if query.agent_id is not None:
+    if query.agent_id is not None and not isinstance(query.agent_id, Within):
         return None
     if any(isinstance(wanted, tuple) for _, wanted in query.metadata):
         return "user"
@@ -98,7 +102,7 @@ def _rows_looked_up_one_by_one(query: RowQuery) -> str | None:
     """
     if isinstance(query.agent_id, tuple):
         return "agent_id"
-    if query.agent_id is not None:
+    if query.agent_id is not None and not isinstance(query.agent_id, Within):
         return None
     lists = {name: wanted for name, wanted in query.where if isinstance(wanted, tuple)}
     for name in ("state", "role"):
@@ -127,7 +131,8 @@ def _session_conditions(args: Arguments, query: SessionQuery, each: str | None) 
     where += [*args.span("a.created_at", query.created), *args.span("a.updated_at", query.updated)]
     if query.updated.end is not None:  # deleted agents have 0, which the statistics count as well
         where.append("a.updated_at > 0")
-    if query.metadata or query.created != Range() or query.updated != Range():
+    is_range = isinstance(query.agent_id, Within)
+    if query.metadata or query.created != Range() or query.updated != Range() or is_range:
         # A window of five minutes needs another index than a year, and a rare value another than a common one.
         where.append(f"({args.mark(True, 'boolean')} OR {_DEAR})")
     return where, singles
@@ -138,7 +143,11 @@ def _row_conditions(
 ) -> tuple[list[str], tuple[str, ...], str | None]:
     """The conditions of a query except for its cursor; the values of *each*; the rare types that are sought."""
     where: list[str] = []
-    found: list[tuple[str, Wanted | bool]] = [] if query.agent_id is None else [("agent_id", query.agent_id)]
+    if isinstance(query.agent_id, Within):  # a small tenant needs another index than a large one
+        where += [args.equals("agent_id", query.agent_id), f"({args.mark(True, 'boolean')} OR {_DEAR})"]
+    found: list[tuple[str, Wanted | bool]] = []
+    if query.agent_id is not None and not isinstance(query.agent_id, Within):
+        found.append(("agent_id", query.agent_id))
     sought, values = None, tuple[str, ...]()
     for name, wanted in [*found, *query.where]:
         if isinstance(wanted, bool):
@@ -156,6 +165,37 @@ def _row_conditions(
             where.append(args.equals(name, wanted))
     where += args.span("created_at", query.created)
     return where, values, sought
+
+
+def row_conditions(args: Arguments, query: RowQuery) -> list[str]:
+    """The conditions of a query except for its cursor."""
+    return _row_conditions(args, query, None)[0]
+
+
+def page_of_rows(args: Arguments, query: RowQuery) -> tuple[list[str], str, str, str]:
+    """The condition of the rows behind the cursor, if there is one; the order, the limit and the offset."""
+    behind = list[str]()
+    if query.after is not None:
+        key = ", ".join(args.mark(v, k) for v, k in zip(query.after, ("bigint", "text", "bigint"), strict=True))
+        behind.append(f"(created_at, agent_id, position) {'<' if query.descending else '>'} ({key})")
+    direction = "DESC" if query.descending else "ASC"
+    order = f"ORDER BY created_at {direction}, agent_id {direction}, position {direction}"
+    return behind, order, args.mark(query.limit, "bigint"), args.mark(min(query.offset, _FURTHEST), "bigint")
+
+
+def _counted(args: Arguments, grouping: Grouping | None, of: str) -> tuple[str, str]:
+    """The results of a statement that counts, and its end."""
+    if grouping is None:
+        return "count(*)", ""
+    values = [_day(args, grouping, f"{of}created_at") if by == "day" else f"{of}{by}" for by in grouping.by]
+    places = ", ".join(str(place) for place, _ in enumerate(values, 1))
+    return f"{', '.join(values)}, count(*)", f" GROUP BY {places} LIMIT {args.mark(grouping.limit, 'bigint')}"
+
+
+def _day(args: Arguments, grouping: Grouping, time: str) -> str:
+    """The number of a time's day. Division rounds towards zero, and no intermediate value exceeds 64 bits."""
+    ahead = args.mark(grouping.offset_ms + 2 * DAY_MS, "bigint")
+    return f"{time} / {DAY_MS} + ({time} % {DAY_MS} + {ahead}) / {DAY_MS} - 2"
 
 
 class Queries(Overview):
@@ -227,12 +267,8 @@ class Queries(Overview):
         args = Arguments()
         each = _rows_looked_up_one_by_one(query)
         where, values, sought = _row_conditions(args, query, each)
-        if query.after is not None:
-            key = ", ".join(args.mark(v, k) for v, k in zip(query.after, ("bigint", "text", "bigint"), strict=True))
-            where.append(f"(created_at, agent_id, position) {'<' if query.descending else '>'} ({key})")
-        direction = "DESC" if query.descending else "ASC"
-        order = f"ORDER BY created_at {direction}, agent_id {direction}, position {direction}"
-        limit, offset = args.mark(query.limit, "bigint"), args.mark(min(query.offset, _FURTHEST), "bigint")
+        behind, order, limit, offset = page_of_rows(args, query)
+        where += behind
         with_kinds, source = "", getattr(self._tables, query.kind)
 
         def page(*more: str) -> str:
@@ -267,22 +303,31 @@ class Queries(Overview):
 
     # --- counts
 
-    def count_statement(self, query: SessionQuery | RowQuery) -> tuple[str, list[Any]]:
-        """The statement that counts what a query finds, and its arguments."""
+    def count_statement(
+        self, query: SessionQuery | RowQuery, grouping: Grouping | None = None
+    ) -> tuple[str, list[Any]]:
+        """The statement that counts what a query finds, by values if *grouping* names some, and its arguments."""
         args = Arguments()
         if isinstance(query, SessionQuery):
             where, _ = _session_conditions(args, query, None)
+            counted, end = _counted(args, grouping, "a.")
             infos = f" JOIN {self._tables.infos} i ON i.agent_id = a.agent_id" if query.metadata else ""
-            return f"SELECT count(*) FROM {self._tables.agents} a{infos} WHERE {' AND '.join(where)}", args
+            return f"SELECT {counted} FROM {self._tables.agents} a{infos} WHERE {' AND '.join(where)}{end}", args
         where, _, sought = _row_conditions(args, query, None)
+        counted, end = _counted(args, grouping, "r.")
         table, condition = getattr(self._tables, query.kind), " AND ".join(where) or "TRUE"
         if sought is None:
-            return f"SELECT count(*) FROM {table} WHERE {condition}", args
-        one = f"SELECT FROM {table} WHERE {KIND} = k.kind AND role = k.role AND {condition}"
+            return f"SELECT {counted} FROM {table} r WHERE {condition}{end}", args
+        columns = "created_at, agent_id, role" if grouping is not None else ""
+        one = f"SELECT {columns} FROM {table} WHERE {KIND} = k.kind AND role = k.role AND {condition}"
         kinds = f"({_has_one('k.kind', sought)} OR length(k.kind) = {KIND_LENGTH})"
-        return f"{self._kinds()}SELECT count(*) FROM kinds k CROSS JOIN LATERAL ({one}) r WHERE {kinds}", args
+        return f"{self._kinds()}SELECT {counted} FROM kinds k CROSS JOIN LATERAL ({one}) r WHERE {kinds}{end}", args
 
     async def count(self, session: Session, query: SessionQuery | RowQuery) -> int:
         statement, args = self.count_statement(query)
         found = await session.fetchrow(statement, *args)
         return int(found[0])
+
+    async def group(self, session: Session, query: SessionQuery | RowQuery, grouping: Grouping) -> GroupRows:
+        statement, args = self.count_statement(query, grouping)
+        return [(tuple(values), number) for *values, number in await session.fetch(statement, *args)]

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Iterator
+from contextvars import copy_context
 from enum import Enum, auto
 from typing import Final
 
@@ -30,13 +31,14 @@ class Weight(Enum):
 class QueuedBatch:
     """A waiting batch, and the future of its caller, which gets an outcome or an error to raise."""
 
-    __slots__ = ("batch", "done", "number", "size", "weight")
+    __slots__ = ("batch", "context", "done", "number", "size", "weight")
 
     _numbers = itertools.count()
 
     def __init__(self, batch: Batch, done: asyncio.Future[Outcome | Exception]) -> None:
         self.batch = batch
         self.done = done
+        self.context = copy_context()
         self.number = next(self._numbers)
         self.size = _size(batch)
         self.weight = (

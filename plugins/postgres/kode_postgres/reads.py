@@ -27,9 +27,10 @@ from kode_core.errors import CorruptRecordError
 from kode_core.query import AgentStats
 from kode_postgres.arguments import key_hash
 from kode_postgres.overview import ONE
-from kode_postgres.queries import Arguments, Queries
+from kode_postgres.queries import Arguments
 from kode_postgres.schema import OWN_DOCS
 from kode_postgres.session import Session
+from kode_postgres.texts import TextSearches
 
 __all__ = ["Reads"]
 
@@ -46,7 +47,7 @@ def _rows_of(found: Sequence[Any]) -> list[Any]:
     return sorted((row[2:] for row in found if row[2] is not None), key=itemgetter(0))
 
 
-class Reads(Queries):
+class Reads(TextSearches):
     """The reads of one store's tables."""
 
     async def summary(self, session: Session, agent_id: str) -> AgentSummary | None:

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Final
 
+from kode_core.batch import CORE_KEYS, DocKind
 from kode_postgres.parts import INPUT, LISTS, ONE, PUTS, ROWS, Column, Part
 from kode_postgres.schema import KEPT_OPS, OWN_DOCS, Tables
 from kode_postgres.watch import channel_of
 
-__all__ = ["LOCK_WAIT", "NOW", "WriteStatement", "digest_of", "sync"]
+__all__ = ["LOCK_WAIT", "NOW", "WriteStatement", "digest_of", "has_more", "info_of", "sync"]
 
 LOCK_WAIT: Final = "30ms"
 """How long a statement waits for a lock.
@@ -128,10 +129,12 @@ class WriteStatement:
             sets.append("created_at = CASE WHEN i.has_info THEN i.created_at ELSE a.created_at END")
         if Part.AGE in self:
             holds.append("(i.expect_updated_at IS NULL OR i.expect_updated_at = a.updated_at)")
+            holds += [f"coalesce(i.expect_{one}s, a.{one}_version) = a.{one}_version" for one in ONE.values()]
         if Part.UNSEEN in self:
             holds.append(f"(i.message_oldest IS NULL OR a.message_version = {self._seen('message_version')})")
         if Part.DEMANDS in self:
             holds.append(f"(NOT i.has_demands OR a.ops = {self._seen('ops')})")
+            holds.append("(NOT i.is_new OR (a.message_count = 0 AND a.tool_call_count = 0 AND a.created_at IS NULL))")
         source = "input i" + (" JOIN locked k USING (agent_id)" if Part.SEVERAL in self else "")
         return (
             f"UPDATE {self._tables.agents} a SET {', '.join(sets)} FROM {source}"
@@ -165,7 +168,7 @@ class WriteStatement:
         if Part.INFO in self:
             values |= {"template_id": "i.template_id", "created_at": "i.created_at"}
         if Part.AGE in self:
-            holds.append("coalesce(i.expect_updated_at, 0) = 0")
+            holds += [f"coalesce(i.expect_{what}, 0) = 0" for what in ("updated_at", "messages", "tool_calls")]
         return (
             f"INSERT INTO {self._tables.agents} AS a ({', '.join(values)}) SELECT {', '.join(values.values())}"
             f" FROM input i WHERE {' AND '.join([*holds, *self._conditions()])} ORDER BY i.agent_id"
@@ -179,6 +182,9 @@ class WriteStatement:
             holds.append("(i.fence_owner IS NULL OR EXISTS (SELECT FROM fence f WHERE f.agent_id = i.agent_id))")
         if Part.DEMANDS in self:
             holds.append("NOT EXISTS (SELECT FROM unmet u WHERE u.n = i.n)")
+            info = info_of(self._tables, "i.agent_id")
+            holds.append(f"CASE WHEN i.expect_info IS NULL THEN true ELSE {info} = i.expect_info END")
+            holds.append(f"CASE WHEN i.is_new THEN NOT {has_more(self._tables, 'i.agent_id')} ELSE true END")
         return holds
 
     def _returned(self, table: str) -> str:
@@ -212,7 +218,8 @@ class WriteStatement:
     def _writes(self, part: Part, rows: str) -> list[str]:
         if part in PUTS:
             return self._list_writes(part, rows)
-        return {Part.INFO: self._info, Part.DOCS: self._docs, Part.EVENTS: self._events}[part](rows)
+        parts = {Part.INFO: self._info, Part.DOCS: self._docs, Part.TERMS: self._terms, Part.EVENTS: self._events}
+        return parts[part](rows)
 
     def _list_writes(self, part: Part, rows: str) -> list[str]:
         one, columns = ONE[part], [c.name for c in ROWS[part][1:]]
@@ -261,6 +268,18 @@ class WriteStatement:
             " SELECT r.agent_id, r.kind, r.key_hash, r.key, r.time, r.digest, r.body::json FROM given r"
             " WHERE r.body IS NOT NULL ON CONFLICT (agent_id, kind, key_hash) DO UPDATE SET"
             " time = excluded.time, digest = excluded.digest, body = excluded.body)",
+        ]
+
+    def _terms(self, rows: str) -> list[str]:
+        """Write the terms of the documents, and remove the others that they have."""
+        table, own = self._tables.doc_terms, "(t.agent_id, t.key) = (r.agent_id, r.key)"
+        return [
+            f"terms AS MATERIALIZED (SELECT h.agent_id, r.key, r.term, r.key_hash, r.digest FROM {rows}"
+            " JOIN head h ON h.n = r.n)",
+            f"terms_gone AS (DELETE FROM {table} t USING given r WHERE r.{OWN_DOCS} AND {own}"
+            f" AND NOT EXISTS (SELECT FROM terms r WHERE {own} AND r.term = t.term))",
+            f"terms_put AS (INSERT INTO {table} (agent_id, key, term, key_hash, digest) SELECT * FROM terms"
+            " ON CONFLICT (agent_id, key, term) DO UPDATE SET digest = excluded.digest)",
         ]
 
     def _events(self, rows: str) -> list[str]:
@@ -316,13 +335,34 @@ def sync(durable: bool) -> str:
 
 
 def digest_of(tables: Tables, agent_id: str, name: str) -> str:
-    """The digest of a document of the caller's own, as a subquery; *name* is the row with its key and the hash of it.
+    """The digest of a document, as a subquery; *name* is the row with its kind, its key and the hash of it.
 
-    Both are compared: by one of them alone, a plan that was made while the table was small may search in the index of
-    the other one, and read all documents of the agent.
+    Key and hash are compared: by one of them alone, a plan that was made while the table was small may search in the
+    index of the other one, and read all documents of the agent.
     """
-    own = f"t.agent_id = {agent_id} AND t.{OWN_DOCS} AND t.key_hash = {name}.key_hash AND t.key = {name}.key"
+    own = f"t.agent_id = {agent_id} AND t.kind = {name}.kind AND t.key_hash = {name}.key_hash AND t.key = {name}.key"
     return f"(SELECT t.digest FROM {tables.docs} t WHERE {own})"
+
+
+def info_of(tables: Tables, agent_id: str) -> str:
+    """The digest of the info, as an expression; empty without one."""
+    return f"coalesce((SELECT t.digest FROM {tables.infos} t WHERE t.agent_id = {agent_id}), ''::bytea)"
+
+
+def has_more(tables: Tables, agent_id: str) -> str:
+    """Whether the agent has documents, but for layers' and the core's, or events, as a condition.
+
+    The server reads the first row in the order of an index. Without the order it may read the rows of all agents, since
+    it expects to meet such a row soon.
+    """
+    kinds = [kind for kind in DocKind if kind not in (DocKind.LAYER, DocKind.DOCUMENTS)]
+    own = f"t WHERE t.agent_id = {agent_id}"
+    rows = [
+        *(f"{tables.docs} {own} AND t.kind = '{kind}' ORDER BY t.key_hash" for kind in kinds),
+        f"{tables.docs} {own} AND t.{OWN_DOCS} AND t.key < '{CORE_KEYS}' ORDER BY t.key",
+        f'{tables.events} {own} ORDER BY t."offset"',
+    ]
+    return f"({' OR '.join(f'(SELECT true FROM {one} LIMIT 1) IS TRUE' for one in rows)})"
 
 
 def _value(column: str) -> str:

@@ -12,9 +12,10 @@ from kode_conformance.servers.faults import FaultProxy
 from kode_postgres.testing.servers import LocalServer, Server, shared_server
 
 from plugins.postgres.tests.bouncer import Bouncer
+from plugins.postgres.tests.plans import con
 from tests.conftest import alone, unprivileged
 
-__all__ = ["alone", "unprivileged"]
+__all__ = ["alone", "con", "unprivileged"]
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import asyncpg
@@ -22,13 +22,14 @@ from kode_postgres.reads import Reads
 from kode_postgres.schema import MIGRATIONS, SCHEMA_VERSION, Tables, statements
 from kode_postgres.testing.harness import PostgresHarness, PostgresHybridHarness
 from kode_postgres.testing.servers import LocalServer, Server
+from msgspec.structs import replace
 
 from kode_core import ABSENT, ConflictError, CorruptRecordError, OutcomeUnknownError, PutDocument
 from kode_core.batch import ABSENT_DOC, Applied, Batch, DocKind, DocWrite, ListWrite, Refused
 from kode_core.codec import Body, digest
 from kode_core.docs import Doc, DocSpan
 from plugins.postgres.tests.bouncer import Bouncer
-from plugins.postgres.tests.plans import explained, explained_again, touched
+from plugins.postgres.tests.plans import executing, explained, explained_again, filled, nodes, touched
 from plugins.postgres.tests.test_retries import Two, stores
 from tests.own_documents import OwnDocuments, count_up
 
@@ -297,35 +298,8 @@ FILL: Final = f"""
 @pytest.fixture(scope="module")
 def large(server: Server) -> Iterator[str]:
     """The address of a database with a collection of 100,000 documents, and other agents and kinds around it."""
-    name = f"kode_{secrets.token_hex(6)}"
-
-    async def make() -> None:
-        await server.execute(f"CREATE DATABASE {name}")
-        con = await asyncpg.connect(server.url(name))
-        for statement in (*statements(TABLES), FILL, "VACUUM ANALYZE"):
-            await con.execute(statement)
-        await con.close()
-
-    try:
-        asyncio.run(make())
-        yield server.url(name)
-    finally:
-        asyncio.run(server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-
-
-@pytest.fixture
-async def con(large: str) -> AsyncIterator[Any]:
-    """A connection to that database."""
-    con = await asyncpg.connect(large)
-    try:
-        yield con
-    finally:
-        await con.close()
-
-
-def nodes(plan: dict[str, Any]) -> set[str]:
-    """The kinds of steps that a plan has."""
-    return {plan["Node Type"]}.union(*map(nodes, plan.get("Plans", ())))
+    with filled(server, executing(*statements(TABLES), FILL, "VACUUM ANALYZE")) as address:
+        yield address
 
 
 @pytest.mark.parametrize("bodies", [True, False])
@@ -359,8 +333,22 @@ async def test_a_demand_is_looked_up(con: Any) -> None:
         plan = await explained(con, statement, args)
         assert touched(plan) <= AROUND + 20 * count
         await con.execute("DEALLOCATE asked")
-    found = await con.fetch(Statements(TABLES, durable=True).digests, [1], ["a"], [key_hash("c/x")], ["c/x"])
-    assert [tuple(row) for row in found] == [(1, "c/x", None)]
+    made, names = Statements(TABLES, durable=True), (["documents"], [key_hash("c/x")], ["c/x"])
+    assert [tuple(row) for row in await con.fetch(made.digests, [1], ["a"], *names)] == [(1, "documents", "c/x", None)]
+
+
+async def test_contents_are_looked_up(con: Any) -> None:
+    """A write that demands that an agent has nothing, or an info, looks at few rows, however many there are."""
+    made = Statements(TABLES, durable=True)
+    for agent_id, more in (("a", True), ("nobody", False)):
+        plan = await explained(con, made.contents, [[1], [agent_id]])
+        assert touched(plan) <= AROUND
+        await con.execute("DEALLOCATE asked")
+        assert [tuple(row) for row in await con.fetch(made.contents, [1], [agent_id])] == [(1, b"", more)]
+        batch = Batch(agent_id=agent_id, op_id="x", now=1, expect_updated_at=0, expect_info=ABSENT_DOC)
+        statement, args = made.write([replace(batch, expect_nothing=True, messages=ListWrite(expect=0))], 0, 2**62)
+        assert touched(await explained(con, statement, args)) <= 2 * AROUND
+        await con.execute("DEALLOCATE asked")
 
 
 async def test_plans_that_were_made_while_the_store_was_small(database: str) -> None:
@@ -372,7 +360,7 @@ async def test_plans_that_were_made_while_the_store_was_small(database: str) -> 
         "page": Reads(TABLES).docs_statement("a", DocSpan(start="c/", stop="c0", limit=PAGE)),
         "back": Reads(TABLES).docs_statement("a", DocSpan(start="c/", stop="c0", limit=PAGE, descending=True)),
         "write": made.write([put("a", 1, Body("", b"\1" * 16))], 0, 2**62),
-        "digests": (made.digests, [[1], ["a"], [key_hash("c/k")], ["c/k"]]),
+        "digests": (made.digests, [[1], ["a"], ["documents"], [key_hash("c/k")], ["c/k"]]),
     }
     sessions = {name: await asyncpg.connect(database) for name in asked}
     for name, (statement, args) in asked.items():

@@ -297,6 +297,36 @@ async def test_a_step_that_fails_changes_nothing(old: str, monkeypatch: pytest.M
     await see_all(old)
 
 
+async def test_a_step_that_makes_no_index_is_done_once(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step whose work cannot be seen is done in the transaction that notes the version, and after the indexes."""
+
+    def sixth(tables: Tables, partitions: int) -> list[Step]:
+        index = 'CREATE INDEX IF NOT EXISTS "kode_docs_extra" ON kode_docs (time)'
+        return [Step(["CREATE TABLE kode_marks (n integer)"]), Step([index], '"kode_docs_extra"')]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, sixth))
+        for _ in range(2):
+            async with PostgresStore(old) as store:
+                assert len(await store.load_messages("agent-00")) == 4
+        async with connected(old) as con:
+            assert await version_of(con, TABLES) == SCHEMA_VERSION + 1
+            assert await con.fetchval("SELECT to_regclass('kode_docs_extra')::text") == "kode_docs_extra"
+
+
+STATISTICS: Final = (
+    "SELECT array_agg(DISTINCT attstattarget::int) FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
+    " WHERE attname = 'metadata' AND relname ~ '^kode_infos(_[0-9]+)?$' AND relkind IN ('r', 'p')"
+)
+
+
+async def test_the_statistics_of_metadata_are_fine(old: str) -> None:
+    """Tables that were brought to this version have the statistics of new ones."""
+    await see_all(old)
+    async with connected(old) as con:
+        assert await con.fetchval(STATISTICS) == [1000]
+
+
 async def test_tables_in_partitions(database: str) -> None:
     """Tables in partitions are brought to this version in place, too."""
     async with connected(database) as con:
@@ -310,6 +340,8 @@ async def test_tables_in_partitions(database: str) -> None:
         assert len(await store.query_sessions(sort_by="message_count")) == 9
         assert (await store.get_metrics()).storage.total_messages == 63
     assert len(await made(database)) == len(INDEXES)
+    async with connected(database) as con:
+        assert await con.fetchval(STATISTICS) == [1000]
 
 
 async def test_many_at_once(old: str) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-import asyncpg
 import msgspec
 import pytest
 from kode_postgres.options import PostgresOptions
@@ -16,9 +13,9 @@ from kode_postgres.schema import Tables, table_names
 from kode_postgres.testing.servers import Server
 
 from kode_core.batch import EventRange, ListKind
-from kode_core.query import SessionQuery, message_query, session_query, tool_call_query
+from kode_core.query import Grouping, SessionQuery, message_query, session_query, tool_call_query
 from plugins.postgres.tests.large import AGENTS, CALLS, EVENTS, MESSAGES, START, STEP, agent, fill
-from plugins.postgres.tests.plans import explained, touched
+from plugins.postgres.tests.plans import explained, filled, touched
 
 TABLES: Final = Tables(PostgresOptions())
 READS: Final = Reads(TABLES)
@@ -37,29 +34,8 @@ WHEN: Final = START + MESSAGES // 2 * 1000
 @pytest.fixture(scope="module")
 def large(server: Server) -> Iterator[str]:
     """The address of a database with a large store."""
-    name = f"kode_{secrets.token_hex(6)}"
-
-    async def make() -> None:
-        await server.execute(f"CREATE DATABASE {name}")
-        con = await asyncpg.connect(server.url(name))
-        await fill(con, TABLES)
-        await con.close()
-
-    try:
-        asyncio.run(make())
-        yield server.url(name)
-    finally:
-        asyncio.run(server.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-
-
-@pytest.fixture
-async def con(large: str) -> AsyncIterator[Any]:
-    """A connection to that database."""
-    con = await asyncpg.connect(large)
-    try:
-        yield con
-    finally:
-        await con.close()
+    with filled(server, lambda con: fill(con, TABLES)) as address:
+        yield address
 
 
 async def cost(con: Any, make: Callable[[Any], tuple[str, list[Any]]], query: Any, after: Any) -> tuple[int, int]:
@@ -253,6 +229,38 @@ async def test_counts(con: Any, query: Any) -> None:
     assert await con.fetchval(counting, *args) == wanted
     plan = await explained(con, counting, args)
     assert touched(plan) <= AROUND + 100 * EACH + HEAD * wanted
+    await con.execute("DEALLOCATE asked")
+
+
+GROUPS: Final = (
+    (session_query({"user_id": "u-7"}), ("template_id", "day")),
+    (message_query({"role": "system"}), ("day",)),
+    (message_query({"content_type": ["image", "file"]}), ("role", "day")),
+    (message_query({"agent_id": [agent(77), agent(78)]}), ("agent_id", "role")),
+    (tool_call_query({"state": ["FAILED", "PENDING"]}), ("state", "tool_name")),
+    (tool_call_query({"agent_id": agent(77)}), ("tool_name", "state", "is_error")),
+    (tool_call_query({"is_error": True}), ("tool_name", "day")),
+)
+
+
+@pytest.mark.parametrize(("query", "by"), GROUPS, ids=lambda one: str(one)[:150])
+async def test_groups(con: Any, query: Any, by: tuple[str, ...]) -> None:
+    """Groups along an index touch the pages of the matches, and have all that a count has."""
+    counting, args = READS.count_statement(query)
+    wanted = await con.fetchval(counting, *args)
+    grouping, args = READS.count_statement(query, Grouping(by=by, offset_ms=3_600_000))
+    assert sum(row[-1] for row in await con.fetch(grouping, *args)) == wanted
+    plan = await explained(con, grouping, args)
+    assert touched(plan) <= AROUND + 100 * EACH + HEAD * wanted
+    await con.execute("DEALLOCATE asked")
+
+
+async def test_groups_of_everything(con: Any) -> None:
+    """All tool calls are grouped by name in an index, without a look at their rows."""
+    statement, args = READS.count_statement(tool_call_query({}), Grouping(by=("tool_name",)))
+    found = await con.fetch(statement, *args)
+    assert sum(row[1] for row in found) == CALLS
+    assert "Index Only Scan" in nodes(await explained(con, statement, args))
     await con.execute("DEALLOCATE asked")
 
 

@@ -137,9 +137,9 @@ def test_the_schema_can_be_printed() -> None:
     assert code == 0
     assert out.startswith('BEGIN;\nCREATE INDEX IF NOT EXISTS "kode_agents_counts" ON "bots"."kode_agents" ')
     assert out.endswith(
-        "VALUES ('schema_version', 3) ON CONFLICT (key) DO UPDATE SET value = excluded.value;\nCOMMIT;\n"
+        "VALUES ('schema_version', 5) ON CONFLICT (key) DO UPDATE SET value = excluded.value;\nCOMMIT;\n"
     )
-    assert "0, which has no tables, to 3; there is no version 4" in run("postgres", "--from", "4", "--print")[2]
+    assert "0, which has no tables, to 5; there is no version 6" in run("postgres", "--from", "6", "--print")[2]
     assert "leave out --from" in run("dynamodb://eu-central-1/agents", "--from", "1", "--print")[2]
 
 
