@@ -88,6 +88,18 @@ class Connection:
         """Make a call that writes and is safe to repeat, even if it was applied. False if its condition fails."""
         return await self._written(name, arguments, again=True)
 
+    async def put(self, **arguments: Any) -> Record | None:
+        """Put an item, safely again. Returns the item that it replaces, empty without one; None if its condition fails.
+
+        A put that is repeated after a lost answer may find its own item, and then fails by its condition.
+        """
+        given = {**arguments, "ReturnValues": "ALL_OLD", **self._counted}
+        try:
+            found = await self._run("put_item", given, again=True, writes=True)
+        except _RefusedError:
+            return None
+        return found.get("Attributes") or {}
+
     async def write(self, name: str, **arguments: Any) -> bool:
         """Make a call that writes, once. False if its condition fails.
 

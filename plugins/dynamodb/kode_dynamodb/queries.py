@@ -6,22 +6,21 @@ A global index lags behind the table. Its entries are looked up in the table, an
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from kode_core.authoring.matching import page, row_matches, session_matches
-from kode_core.authoring.parallel import each
 from kode_core.authoring.reading import unless_damaged
 from kode_core.batch import Found, SessionRow, Totals
 from kode_core.engines.record.store import FoundItem, ItemsPlace
-from kode_core.query import Range, RowQuery, SessionQuery, values_of
-from kode_dynamodb.connection import ALL, LOOKING, Connection, Record, Sizes, first_of
+from kode_core.query import Range, RowQuery, SessionQuery, Within, values_of
+from kode_dynamodb.connection import LOOKING, Connection, Record, first_of
+from kode_dynamodb.merging import Partition, merged
 from kode_dynamodb.values import (
     INDEX_PREFIX,
     NO_FILTER,
-    Filter,
     agent_of,
     buckets,
     filed_counts,
@@ -37,6 +36,7 @@ from kode_dynamodb.values import (
     place_of,
     position_key,
     row_key,
+    within_filter,
 )
 
 __all__ = ["Queries"]
@@ -46,90 +46,11 @@ _PAGE: Final = 100
 _FIRST, _END = "!", "~"
 
 
-class _Bucket:
-    """One partition of an index, read page by page on demand."""
-
-    def __init__(self, connection: Connection, arguments: Record, sizes: Sizes) -> None:
-        self._connection = connection
-        self._arguments = {**arguments, "Limit": sizes.first}
-        self._later = sizes.later
-        self._entries: list[Record] = []
-        self._at = 0
-        self._is_done = False
-
-    async def next(self) -> Record | None:
-        """The next entry; None after the last one."""
-        while self._at == len(self._entries):
-            if self._is_done:
-                return None
-            found = await self._connection.read("query", **self._arguments)
-            self._entries, self._at = found["Items"], 0
-            start = found.get("LastEvaluatedKey")
-            self._is_done = not start
-            self._arguments |= {"ExclusiveStartKey": start, "Limit": self._later}
-        self._at += 1
-        return self._entries[self._at - 1]
-
-
-class _Ordered:
-    """An entry with its key in a merge."""
-
-    __slots__ = ("bucket", "entry", "is_reversed", "key")
-
-    def __init__(self, key: str, entry: Record, bucket: _Bucket, *, is_reversed: bool) -> None:
-        self.key, self.entry, self.bucket, self.is_reversed = key, entry, bucket, is_reversed
-
-    def __lt__(self, other: _Ordered) -> bool:
-        return self.key > other.key if self.is_reversed else self.key < other.key
-
-
 class Queries:
     """The queries over many agents."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-
-    async def _entries(
-        self,
-        index: str,
-        pks: Mapping[str, tuple[str, str]],
-        *,
-        descending: bool = False,
-        sizes: Sizes = ALL,
-        filtered: Filter = NO_FILTER,
-    ) -> AsyncIterator[Record]:
-        """The entries of partitions of an index in their order, of each from its first key to its last, inclusive."""
-        pk, sk = _KEYS[index]
-
-        def bucket(name: str) -> _Bucket:
-            span = pks[name]
-            arguments: Record = {
-                "IndexName": index,
-                "KeyConditionExpression": "#pk = :pk AND #sk BETWEEN :first AND :last",
-                "ExpressionAttributeNames": {"#pk": pk, "#sk": sk},
-                "ExpressionAttributeValues": {":pk": {"S": name}, ":first": {"S": span[0]}, ":last": {"S": span[1]}},
-                "ScanIndexForward": not descending,
-                "ConsistentRead": pk == "pk",
-            }
-            return _Bucket(self._connection, filtered.added_to(arguments), sizes)
-
-        async def step(of: _Bucket) -> _Ordered | None:
-            entry = await of.next()
-            if entry is None:
-                return None
-            return _Ordered(_key_in(index, entry), entry, of, is_reversed=descending)
-
-        firsts = await each(step, [bucket(name) for name, (first, last) in pks.items() if first <= last])
-        heap = [first for first in firsts if first is not None]
-        heapq.heapify(heap)
-        while heap:
-            least = heap[0]
-            yield least.entry
-            following = await step(least.bucket)
-            if following is None:
-                heapq.heappop(heap)
-            else:
-                heapq.heapreplace(heap, following)
 
     # --- sessions
 
@@ -137,8 +58,8 @@ class Queries:
         """As ``Engine.agent_ids``."""
         first = max(hexed(prefix), "" if after is None else f"{hexed(after)}!") or _FIRST
         found: list[str] = []
-        async for entry in self._entries(
-            "agents", _all_of("h", (first, f"{hexed(prefix)}{_END}")), sizes=first_of(limit)
+        async for entry in merged(
+            self._connection, "agents", _all_of("h", (first, f"{hexed(prefix)}{_END}")), sizes=first_of(limit)
         ):
             found.append(agent_of(entry))
             if len(found) == limit:
@@ -148,7 +69,7 @@ class Queries:
     async def stored_ids(self, after: str | None, limit: int) -> list[str]:
         """As ``Engine.stored_ids``. The index with all agents is not ordered by id, so this reads all of it."""
         least: list[str] = []
-        async for entry in self._entries("updated", _all_of("h", (_FIRST, _END))):
+        async for entry in merged(self._connection, "updated", _all_of("h", (_FIRST, _END))):
             agent_id = agent_of(entry)
             if after is None or agent_id > after:
                 least.append(agent_id)
@@ -159,6 +80,8 @@ class Queries:
     async def find_sessions(self, query: SessionQuery) -> list[SessionRow]:
         """As ``Engine.find_sessions``."""
         left_out = list[str]()
+        if isinstance(query.agent_id, Within):
+            return Found(page(_keyed(await self._of_range(query, query.agent_id, left_out), query), query), left_out)
         if query.agent_id is not None:
             entries_of = [{"pk": head_key(agent_id)["pk"]} for agent_id in values_of(query.agent_id)]
             rows = await self._sessions(entries_of, query, set(), left_out)
@@ -169,7 +92,7 @@ class Queries:
         span = _span(query.created if index == "created" else query.updated, query.after, descending=query.descending)
         most, found, some, seen = query.offset + query.limit, list[SessionRow](), list[Record](), set[str]()
         sizes = LOOKING if _is_looking(query, index) else first_of(min(most, _PAGE))
-        entries = self._entries(index, _all_of("h", span), descending=query.descending, sizes=sizes)
+        entries = merged(self._connection, index, _all_of("h", span), descending=query.descending, sizes=sizes)
         async for entry in entries:
             some.append(entry)
             if len(some) == min(most - len(found), _PAGE):
@@ -182,8 +105,17 @@ class Queries:
 
     async def _all_sessions(self, query: SessionQuery, left_out: list[str]) -> list[SessionRow]:
         """All sessions that match, for an order that no index has."""
-        every = self._entries("updated", _all_of("h", (_FIRST, _END)))
-        entries = [entry async for entry in every]
+        return await self._every(merged(self._connection, "updated", _all_of("h", (_FIRST, _END))), query, left_out)
+
+    async def _of_range(self, query: SessionQuery, within: Within, left_out: list[str]) -> list[SessionRow]:
+        """All sessions of a range of agents that match: an index has them in the order of their ids alone."""
+        first = hexed(within.prefix)
+        return await self._every(
+            merged(self._connection, "agents", _all_of("h", (first, f"{first}{_END}"))), query, left_out
+        )
+
+    async def _every(self, found: AsyncIterator[Record], query: SessionQuery, left_out: list[str]) -> list[SessionRow]:
+        entries = [entry async for entry in found]
         pieces, seen = (entries[i : i + _PAGE] for i in range(0, len(entries), _PAGE)), set[str]()
         return [row for piece in pieces for row in await self._sessions(piece, query, seen, left_out)]
 
@@ -214,7 +146,7 @@ class Queries:
     async def totals(self) -> Totals:
         """As ``Engine.totals``, from the index that has all agents."""
         agents = messages = calls = used = 0
-        async for entry in self._entries("updated", _all_of("h", (_FIRST, _END))):
+        async for entry in merged(self._connection, "updated", _all_of("h", (_FIRST, _END))):
             counts = unless_damaged([], filed_counts, entry)
             agents += "meta" in entry
             messages += counts.messages if counts else 0
@@ -230,16 +162,21 @@ class Queries:
         sizes, filtered = first_of(query.limit), NO_FILTER
         if query.where:
             sizes, filtered = LOOKING, index_filter(query.kind, query.where)
+        within = query.agent_id if isinstance(query.agent_id, Within) else None
+        if within is not None:
+            sizes, filtered = LOOKING, within_filter(within, filtered)
         how: dict[str, Any] = {"descending": descending, "sizes": sizes, "filtered": filtered}
         if places is None:
             span = _span(query.created, query.after, descending=descending)
-            entries = self._entries("rows", _all_of(kind, span), **how)
+            entries = merged(self._connection, "rows", _all_of(kind, span), **how)
         else:
             spans = {items_pk(place)["S"]: _span_of(query, place.agent_id) for place in places}
-            of_agents = {pk: (f"{kind}/{first}", f"{kind}/{last}") for pk, (first, last) in spans.items()}
-            entries = self._entries("by_time", of_agents, **how)
+            of_agents = [(pk, (f"{kind}/{first}", f"{kind}/{last}")) for pk, (first, last) in spans.items()]
+            entries = merged(self._connection, "by_time", of_agents, **how)
         found, chosen, left_out = list[FoundItem](), list[Record](), list[str]()
         async for entry in entries:
+            if within is not None and place_of(entry).agent_id not in within:
+                continue
             filed = unless_damaged(left_out, filed_row, entry)
             if filed is not None and row_matches(filed[0], filed[1], query):
                 chosen.append(entry)
@@ -270,15 +207,6 @@ class Queries:
         return found
 
 
-_KEYS: Final = {
-    "by_time": ("pk", "ts"),
-    "rows": ("rb", "row"),
-    "agents": ("nb", "hx"),
-    "created": ("nb", "cr"),
-    "updated": ("hb", "up"),
-}
-
-
 def _is_looking(query: SessionQuery, index: str) -> bool:
     """Whether a query filters sessions within its span of the index."""
     other = query.updated if index == "created" else query.created
@@ -307,19 +235,9 @@ def _span_of(query: RowQuery, agent_id: str) -> tuple[str, str]:
     return _bounds(times, None, descending=query.descending)
 
 
-def _all_of(kind: str, span: tuple[str, str]) -> dict[str, tuple[str, str]]:
+def _all_of(kind: str, span: tuple[str, str]) -> list[Partition]:
     """All partitions of a global index, for one kind of item, with the same first and last key."""
-    return dict.fromkeys(buckets(kind), span)
-
-
-def _key_in(index: str, entry: Record) -> str:
-    """The key of an entry in a merge: rows of several agents are ordered by time, agent and position. "" if damaged."""
-    key = str(entry[_KEYS[index][1]].get("S", ""))
-    if index != "by_time":
-        return key
-    _, _, row = key.partition("/")
-    time, _, position = row.partition("/")
-    return f"{time}/{hexed(place_of(entry).agent_id)}!{position}"
+    return [(name, span) for name in buckets(kind)]
 
 
 def _bounds(times: Range, after: str | None, *, descending: bool) -> tuple[str, str]:

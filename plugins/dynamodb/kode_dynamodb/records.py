@@ -24,14 +24,16 @@ from kode_core.engines.record.store import (
     Remains,
     removed,
 )
+from kode_core.engines.record.terms import DocSearch, may_have_terms
 from kode_core.errors import CorruptRecordError, KodeError, PayloadTooLargeError, StorageError, UnsupportedError
-from kode_core.query import RowQuery, SessionQuery, values_of
+from kode_core.query import RowQuery, SessionQuery, Within, values_of
 from kode_dynamodb.connection import AT_ONCE, LOOKING, Connection, Record, connect
 from kode_dynamodb.leases import Leases
 from kode_dynamodb.notes import Notes
 from kode_dynamodb.options import DynamoDBOptions
 from kode_dynamodb.queries import Queries
 from kode_dynamodb.table import has_schema, open_table
+from kode_dynamodb.terms import IF_OLDER, UNLESS_NEWER, Terms, entries_of
 from kode_dynamodb.values import (
     HEAD_FIELDS,
     agent_of,
@@ -57,7 +59,6 @@ _SWAP_ITEMS: Final = 9
 _INLINE_BYTES: Final = 100_000
 _PART_BYTES: Final = 340_000
 _PARTS_AT_ONCE: Final = 4
-_UNLESS_NEWER: Final = "attribute_not_exists(pk) OR rev < :rev OR (rev = :rev AND attribute_exists(gone))"
 _NO_HEAD: Final = " AND ".join(f"attribute_not_exists({name})" for name in sorted(HEAD_FIELDS))
 _LOOKS: Final = 2
 _BETWEEN_LOOKS_S: Final = 0.01
@@ -104,6 +105,7 @@ class DynamoRecords:
 
     name = "dynamodb"
     finds_any_of = True
+    finds_within = True
     inline_bytes = _INLINE_BYTES
     part_bytes = _PART_BYTES
 
@@ -113,6 +115,7 @@ class DynamoRecords:
         self._notes = Notes(connection)
         self._leases = Leases(connection)
         self._queries = Queries(connection)
+        self._terms = Terms(connection)
 
     def __repr__(self) -> str:
         return self.connection.address
@@ -234,14 +237,22 @@ class DynamoRecords:
 
     async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
         if fresh:
-            await self.connection.put_all([item_values(place, item) for item in changes if isinstance(item, Item)])
+            items = [item for item in changes if isinstance(item, Item)]
+            entries = [entry for item in items for entry in entries_of(place, item)]
+            await self.connection.put_all([*(item_values(place, item) for item in items), *entries])
             return
+        of_docs: dict[str, list[Change]] = {}
+        for change in changes:
+            if may_have_terms(change):
+                of_docs.setdefault(change.key if isinstance(change, Item) else change.first, []).append(change)
+        changes = [change for change in changes if not may_have_terms(change)]
 
         async def put(item: Item) -> None:
             await self.connection.repeat("put_item", **_put(place, item))
 
         with _after_commit(place):
             await each(put, [change for change in changes if isinstance(change, Item)], at_once=AT_ONCE)
+            await each(lambda one: self._terms.apply(place, one), of_docs.values(), at_once=AT_ONCE)
             cuts = [change for change in changes if isinstance(change, Cut)]
             singles = [cut for cut in cuts if cut.first == cut.last]  # a write may remove thousands of documents
             await each(lambda cut: self._cut_one(place, cut, cut.first), singles, at_once=AT_ONCE)
@@ -257,7 +268,7 @@ class DynamoRecords:
 
     async def _cut_one(self, place: ItemsPlace, cut: Cut, key: str) -> None:
         """Turn an item into the tombstone of its removal, unless it is newer; where there is none, do nothing."""
-        rev: Record = {"ConditionExpression": "rev < :rev", "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
+        rev: Record = {"ConditionExpression": IF_OLDER, "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
         await self.connection.repeat("put_item", Item=item_values(place, removed(key, cut.rev)), **rev)
 
     async def erase(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
@@ -332,10 +343,16 @@ class DynamoRecords:
         return await self._queries.find_sessions(query)
 
     async def find_items(self, query: RowQuery) -> list[FoundItem]:
-        if query.agent_id is None:
+        if query.agent_id is None or isinstance(query.agent_id, Within):
             return await self._queries.find_items(query, None)
         heads = await self.heads(values_of(query.agent_id))
         return await self._queries.find_items(query, [head.place for head in heads]) if heads else []
+
+    async def find_docs(self, search: DocSearch) -> list[FoundItem]:
+        if search.agent_id is None:
+            return await self._terms.find(search, None)
+        heads = await self.heads([search.agent_id])
+        return await self._terms.find(search, heads[0].place) if heads else []
 
     async def totals(self) -> Totals:
         return await self._queries.totals()
@@ -406,7 +423,7 @@ def _put(place: ItemsPlace, item: Item) -> Record:
     """The put of an item, unless its key has one of the same or a newer revision."""
     return {
         "Item": item_values(place, item),
-        "ConditionExpression": _UNLESS_NEWER,
+        "ConditionExpression": UNLESS_NEWER,
         "ExpressionAttributeValues": {":rev": {"N": str(item.rev)}},
     }
 

@@ -5,7 +5,9 @@ what     pk                            sk                           also
 ======== ============================= ============================ ==================================================
 head     ``a#`` agent id               ``head``                     the lease; ``hb``, ``nb``, ``pd`` for indexes
 item     ``i#`` epoch ``#`` agent id   ``m/…``, ``t/…``, ``d/…``,   ``alt``: calls by id, events by seq; ``ts``: rows
-                                       ``e/…``                      by time; ``rb`` and ``row``: rows of all agents
+                                       ``o/…``, ``e/…``             by time; ``rb`` and ``row``: rows of all agents
+entry    the document's                ``g/`` hash of the           ``ts``: by term, of one agent; ``rb`` and ``row``:
+                                       document's key ``/`` n       by term, of all agents
 part     ``p#`` epoch ``#`` agent id   key ``/`` revision ``/`` n   ``b``
 note     ``left`` n                    agent id ``/`` epoch         ``ts``: notes by time
 meta     ``meta``                      ``schema``                   ``version``; ``layout``: the record layout's

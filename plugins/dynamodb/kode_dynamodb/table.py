@@ -52,7 +52,7 @@ async def open_table(connection: Connection, *, create: bool) -> None:
             f"{connection.address} has schema {version}, and this kode-dynamodb knows up to {SCHEMA_VERSION}: "
             "run: pip install --upgrade kode-dynamodb"
         )
-    if not see_layout(_number(found or {}, "layout"), connection.address):
+    if found and not see_layout(_number(found, "layout"), connection.address):
         await _raise_layout(connection)
     if version == SCHEMA_VERSION:
         return

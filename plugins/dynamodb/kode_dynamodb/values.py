@@ -20,7 +20,7 @@ from kode_core.batch import Info, MessageIndex, ToolCallIndex
 from kode_core.codec import Body
 from kode_core.engines.record.store import EventIndex, HeadRecord, Item, ItemIndex, ItemsPlace, removed
 from kode_core.errors import CorruptRecordError, PayloadTooLargeError
-from kode_core.query import Wanted
+from kode_core.query import Wanted, Within
 from kode_dynamodb.connection import Record
 from kode_dynamodb.schema import BUCKETS, DAY_S, TTL
 
@@ -43,6 +43,7 @@ __all__ = [
     "head_values",
     "hexed",
     "index_filter",
+    "intact",
     "item_key",
     "item_values",
     "moment",
@@ -52,6 +53,7 @@ __all__ = [
     "row_key",
     "settled_values",
     "text_of",
+    "within_filter",
 ]
 
 HEAD: Final = "head"
@@ -181,7 +183,7 @@ def _owner_of(found: Record) -> str:
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
-def _intact(what: str) -> Callable[[Callable[[Record], _T]], Callable[[Record], _T]]:
+def intact(what: str) -> Callable[[Callable[[Record], _T]], Callable[[Record], _T]]:
     """Make a function that reads an item raise CorruptRecordError with the agent's name for any damage."""
 
     def decorated(read: Callable[[Record], _T]) -> Callable[[Record], _T]:
@@ -260,7 +262,7 @@ class FiledCounts(NamedTuple):
     tool_calls: int
 
 
-@_intact("what its info is found by")
+@intact("what its info is found by")
 def filed_counts(found: Record) -> FiledCounts | None:
     """The counts of an entry; None if it belongs to another index."""
     if "up" not in found:
@@ -268,7 +270,7 @@ def filed_counts(found: Record) -> FiledCounts | None:
     return FiledCounts(int(found["u"]["N"]), int(found["mc"]["N"]), int(found["tc"]["N"]))
 
 
-@_intact("what its info is found by")
+@intact("what its info is found by")
 def found_meta(found: Record) -> Info | None:
     """The info of a head or an entry of an index, without its body; None without an info."""
     if "meta" not in found:
@@ -277,7 +279,7 @@ def found_meta(found: Record) -> Info | None:
     return Info(Body("", b""), template_id, created_at, pairs)
 
 
-@_intact("its head")
+@intact("its head")
 def found_head(found: Record) -> HeadRecord | None:
     """The head of an item; None if the item has only a lease.
 
@@ -376,7 +378,13 @@ def index_filter(kind: str, where: Sequence[tuple[str, Wanted | bool]]) -> Filte
     return Filter(f"(NOT begins_with(ix, :tag)) OR ({' AND '.join(ored)})", values)
 
 
-@_intact("what a row is found by")
+def within_filter(within: Within, other: Filter) -> Filter:
+    """*other*, for items that may belong to a range of agents. The caller checks the agents."""
+    also = f" AND ({other.expression})" if other.expression else ""
+    return Filter(f"contains(pk, :within){also}", {**other.values, ":within": {"S": f"#{within.prefix}"}})
+
+
+@intact("what a row is found by")
 def filed_row(found: Record) -> tuple[int, ItemIndex, int]:
     """The time, the index and the revision of a row's entry in an index."""
     return _filed(found)
@@ -386,7 +394,7 @@ def _filed(found: Record) -> tuple[int, ItemIndex, int]:
     return int(found["t"]["N"]), _index(text_of(found["ix"])), int(found["rev"]["N"])
 
 
-@_intact("one of its items")
+@intact("one of its items")
 def found_item(found: Record) -> Item:
     """The item. Its text is empty if the query left it out."""
     if "gone" in found:

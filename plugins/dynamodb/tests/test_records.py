@@ -139,22 +139,22 @@ async def test_a_table_says_the_layout_of_its_records(moto: DynamoDBOptions, mon
         await store.append_messages("a", samples.messages(2))
     connection = await connect(moto)
     try:
-        assert await connection.get(marker) == {**marker, "version": {"N": "1"}, "layout": {"N": "1"}}
+        assert await connection.get(marker) == {**marker, "version": {"N": "1"}, "layout": {"N": "2"}}
         await connection.repeat("put_item", Item={**marker, "version": {"N": "1"}})  # as an earlier release wrote it
         async with store_of(moto) as store:
             assert len(await store.load_messages("a")) == 2
-        assert await connection.get(marker) == {**marker, "version": {"N": "1"}}
+        assert await connection.get(marker) == {**marker, "version": {"N": "1"}, "layout": {"N": "2"}}
         with monkeypatch.context() as patch:
-            patch.setattr("kode_core.engines.record.layout.LAYOUT_VERSION", 2)
+            patch.setattr("kode_core.engines.record.layout.LAYOUT_VERSION", 3)
             async with store_of(moto, create=False) as store:
                 assert len(await store.load_messages("a")) == 2
-        assert await connection.get(marker) == {**marker, "version": {"N": "1"}, "layout": {"N": "2"}}
-        with pytest.raises(SchemaVersionError, match="of layout 2, and .* up to 1: .*--upgrade kode-core"):
+        assert await connection.get(marker) == {**marker, "version": {"N": "1"}, "layout": {"N": "3"}}
+        with pytest.raises(SchemaVersionError, match="of layout 3, and .* up to 2: .*--upgrade kode-core"):
             await store_of(moto).open()
         await connection.repeat("delete_item", Key=marker)  # as a template makes a table
         async with store_of(moto, create=False) as store:
             assert len(await store.load_messages("a")) == 2
-        assert await connection.get(marker) == {**marker, "version": {"N": "1"}, "layout": {"N": "1"}}
+        assert await connection.get(marker) == {**marker, "version": {"N": "1"}, "layout": {"N": "2"}}
     finally:
         await connection.close()
 

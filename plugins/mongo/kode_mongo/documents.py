@@ -205,7 +205,11 @@ def item_document(place: ItemsPlace, item: Item) -> Document:
     }
     if item.alt is not None:
         document["alt"] = id_of(place, item.alt)
-    if isinstance(index, MessageIndex):
+    if isinstance(index, DocIndex):
+        del document["index"]["terms"]
+        if index.terms:
+            document["terms"] = list(index.terms)
+    elif isinstance(index, MessageIndex):
         document["list"] = "messages"
     elif isinstance(index, ToolCallIndex):
         document["list"] = "tool_calls"
@@ -216,11 +220,11 @@ def item_document(place: ItemsPlace, item: Item) -> Document:
 
 def removal(rev: int) -> Document:
     """The update that turns an item into the tombstone of its removal."""
-    fields = ("time", "text", "digest", "parts", "index", "list", "alt")
+    fields = ("time", "text", "digest", "parts", "index", "list", "alt", "terms")
     return {"$set": {"rev": Int64(rev), "gone": True}, "$unset": dict.fromkeys(fields, "")}
 
 
-def _index(key: str, fields: Mapping[str, Any]) -> ItemIndex:
+def _index(key: str, fields: Mapping[str, Any], terms: Sequence[Any]) -> ItemIndex:
     match key[0]:
         case "m":
             return MessageIndex(_text(fields["role"]), tuple(map(_text, fields["content_types"])))
@@ -229,7 +233,7 @@ def _index(key: str, fields: Mapping[str, Any]) -> ItemIndex:
         case "e":
             return EventIndex(int(fields["seq"]), _text(fields["channel"]))
         case _:
-            return DocIndex(**fields)
+            return DocIndex(**fields, terms=tuple(map(_text, terms)))
 
 
 def found_item(found: Mapping[str, Any]) -> Item:
@@ -246,7 +250,7 @@ def found_item(found: Mapping[str, Any]) -> Item:
             key=key,
             rev=int(found["rev"]),
             body=Body(_text(found.get("text", "")), _bytes(found["digest"])),
-            index=_index(key, found["index"]),
+            index=_index(key, found["index"], found.get("terms", ())),
             time=int(found["time"]),
             alt=None if alt is None else alt[len(found["_id"]) - len(key) :],
             parts=int(found["parts"]),

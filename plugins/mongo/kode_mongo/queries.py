@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeAlias
 
-from kode_core.query import Range, RowQuery, SessionQuery, Wanted
+from kode_core.engines.record.terms import DocSearch
+from kode_core.query import Range, RowQuery, SessionQuery, Wanted, Within
 from kode_mongo.connection import Document
 from kode_mongo.documents import metadata_pairs
-from kode_mongo.schema import in_ranges
+from kode_mongo.schema import BY_KEY, in_ranges
 
-__all__ = ["rows_wanted", "sessions_wanted"]
+__all__ = ["docs_wanted", "rows_wanted", "sessions_wanted"]
 
 Sort: TypeAlias = list[tuple[str, int]]
 
@@ -60,7 +61,30 @@ def rows_wanted(query: RowQuery) -> tuple[Document, Sort]:
     return ({"$or": [page for page, _ in pages]} if len(pages) > 1 else pages[0][0]), sort
 
 
-def _one_of(wanted: Wanted | bool) -> Any:
+def docs_wanted(search: DocSearch) -> tuple[Document, Sort]:
+    """The filter and the order of a search for documents.
+
+    It has an alternative for each range of the index that the page may reach: the server merges these in their order.
+    """
+    beyond = "$lt" if search.descending else "$gt"
+    ranges: list[Document] = [{}]
+    if search.agent_id is not None:
+        ranges = [{"agent_id": search.agent_id}]
+    if search.after is not None:
+        agent_id, key, epoch = search.after
+        rest: list[Document] = [
+            {"agent_id": agent_id, "key": key, "epoch": {beyond: epoch}},
+            {"agent_id": agent_id, "key": {beyond: key}},
+        ]
+        ranges = rest if search.agent_id is not None else [*rest, {"agent_id": {beyond: agent_id}}]
+    ways = [{"terms": term, **one} for term in search.terms for one in ranges]
+    sort = [(field, -1 if search.descending else 1) for field in BY_KEY]
+    return (ways[0] if len(ways) == 1 else {"$or": ways}), sort
+
+
+def _one_of(wanted: Wanted | Within | bool) -> Any:
+    if isinstance(wanted, Within):
+        return {"$gte": wanted.prefix, "$lt": wanted.end}
     return {"$in": list(wanted)} if isinstance(wanted, tuple) else wanted
 
 

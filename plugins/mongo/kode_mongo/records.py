@@ -10,11 +10,13 @@ from kode_core.authoring.closing import close_all
 from kode_core.batch import Fence, SessionRow, Totals
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record.store import Change, FoundItem, HeadRecord, Item, ItemsPlace, KeyRange, Note, Remains
+from kode_core.engines.record.terms import DocSearch
 from kode_core.errors import UnsupportedError
 from kode_core.ids import prefix_end
 from kode_core.query import RowQuery, SessionQuery
 from kode_mongo.connection import Connection, Document, connect, is_replicated
 from kode_mongo.documents import (
+    NO_BODIES,
     NO_HEAD,
     as_found,
     found_anywhere,
@@ -31,7 +33,7 @@ from kode_mongo.leases import Leases, held
 from kode_mongo.migrations import migrate
 from kode_mongo.notes import Notes
 from kode_mongo.options import MongoOptions
-from kode_mongo.queries import rows_wanted, sessions_wanted
+from kode_mongo.queries import docs_wanted, rows_wanted, sessions_wanted
 from kode_mongo.schema import HEADS, ITEMS, META
 from kode_mongo.watch import HeadWatcher
 
@@ -64,6 +66,7 @@ class MongoRecords:
 
     name = "mongo"
     finds_any_of = True
+    finds_within = True
     inline_bytes = _INLINE_BYTES
     part_bytes = _PART_BYTES
     swap_items = 0
@@ -212,6 +215,15 @@ class MongoRecords:
     async def find_items(self, query: RowQuery) -> list[FoundItem]:
         wanted, sort = rows_wanted(query)
         found = await self.connection.find(self._items, wanted, sort=sort, limit=query.limit)
+        return readable(found_anywhere, found)
+
+    async def find_docs(self, search: DocSearch) -> list[FoundItem]:
+        wanted, sort = docs_wanted(search)
+        projection = None if search.bodies else NO_BODIES
+        hint = [("terms", 1), *((field, 1) for field, _ in sort)]
+        found = await self.connection.find(
+            self._items, wanted, sort=sort, limit=search.limit, projection=projection, hint=hint
+        )
         return readable(found_anywhere, found)
 
     async def totals(self) -> Totals:

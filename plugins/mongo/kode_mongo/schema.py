@@ -12,6 +12,7 @@ from kode_core.errors import SchemaVersionError, StoreUnavailableError
 from kode_mongo.options import DEFAULT_DATABASE, DEFAULT_PREFIX, MongoOptions
 
 __all__ = [
+    "BY_KEY",
     "COLLECTIONS",
     "HEADS",
     "INDEXES",
@@ -28,7 +29,7 @@ __all__ = [
     "see_version",
 ]
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 HEADS: Final = "heads"
 ITEMS: Final = "items"
@@ -85,6 +86,8 @@ _APPROVAL: Final = {"index.has_approval": True}
 
 _BY_TIME: Final = ("time", "agent_id", "key")
 _OF_ONE: Final = ("agent_id", "time", "key")
+BY_KEY: Final = ("agent_id", "key", "epoch")
+"""The order in which documents with tags are found."""
 
 INDEXES: Final = (
     Index(HEADS, ["created_at", "_id"], _LISTED),
@@ -120,11 +123,15 @@ INDEXES: Final = (
     # two entries; a progress event, the common kind, has none.
     Index(ITEMS, ["index.channel", "_id"], _where({"$or": _RARE_CHANNEL})),
     Index(ITEMS, ["index.channel", "alt"], _where({"$or": _RARE_CHANNEL})),
+    # Version 3. Documents with tags, in the order of a search: each has up to 15 entries, one for each combination of
+    # its tags.
+    Index(ITEMS, ["terms", *BY_KEY], _where({"terms": {"$exists": True}})),
 )
 """All indexes except the one of ``_id``, which begins with a hash of the agent id and keeps an agent's items together.
 
 The indexes of version 2 use fields that version 1 wrote already: documents stay as they are, and programs of version 1
-that still run write them correctly. ``$or`` in a condition needs MongoDB 6.0.
+that still run write them correctly. ``$or`` in a condition needs MongoDB 6.0. The index of version 3 is of a field that
+earlier versions did not write: it is empty at first.
 """
 
 

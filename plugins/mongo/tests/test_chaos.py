@@ -213,6 +213,7 @@ async def test_a_write_during_which_the_primary_goes_is_there_whole_or_not_at_al
     count = CALLS[tier(request)]
     rounds = [(n, *strike) for n in range(1, counted.count + 1) for strike in strikes]
     drawn = lot.sample(rounds, min(count, len(rounds)))
+    landed = 0
     for number, (at, driver, strike) in enumerate(drawn):
         agent_id = f"agent-{number}"
         monkeypatch.setattr("kode_mongo.connection.call_driver", call_driver)
@@ -222,8 +223,11 @@ async def test_a_write_during_which_the_primary_goes_is_there_whole_or_not_at_al
             monkeypatch.setattr("kode_mongo.connection.call_driver", struck)
             done = await done_or_not(write.act(store, agent_id))
         monkeypatch.setattr("kode_mongo.connection.call_driver", call_driver)
-        assert struck.ended is not None
-        await struck.ended
+        if struck.ended is not None:
+            landed += 1
+            await struck.ended
+        else:  # A write that had to try again was counted: this one needed fewer calls than the strike waited for.
+            assert done is True
         await asyncio.to_thread(members.heal)
         async with await opened(members, database, driver) as store:
             found = await portrait(store, agent_id)
@@ -232,6 +236,7 @@ async def test_a_write_during_which_the_primary_goes_is_there_whole_or_not_at_al
             if done is False:
                 assert allowed.problem(found, done=True), f"call {at} of {driver}, {strike.__name__}: it is there"
             await write_on(store, agent_id, 1000)
+    assert landed
     async with await opened(members, database) as store:
         await store.query_sessions()
         assert (await store.check_consistency()).issues == ()

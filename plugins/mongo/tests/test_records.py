@@ -22,7 +22,7 @@ from kode_mongo.errors import to_kode_error
 from kode_mongo.options import MongoOptions
 from kode_mongo.queries import rows_wanted, sessions_wanted
 from kode_mongo.records import open_records
-from kode_mongo.schema import COLLECTIONS, HEADS, INDEXES, ITEMS, META, script
+from kode_mongo.schema import COLLECTIONS, HEADS, INDEXES, ITEMS, META, SCHEMA_VERSION, script
 from kode_mongo.testing.servers import LocalServer, Server
 from kode_mongo.watch import HeadWatcher
 from motor.motor_asyncio import AsyncIOMotorClient
@@ -31,6 +31,7 @@ from pymongo import errors
 
 from kode_core.batch import Found, Info
 from kode_core.codec import Body
+from kode_core.engines.record.layout import LAYOUT_VERSION
 from kode_core.engines.record.store import Cut, KeyRange
 from kode_core.errors import (
     ConfigurationError,
@@ -267,17 +268,17 @@ async def test_a_database_says_the_layout_of_its_records(
 
         async with MongoStore(server.uri, database=database) as store:
             await store.append_messages("a", samples.messages(2))
-        assert marker() == {"version": 2, "layout": 1}
+        assert marker() == {"version": SCHEMA_VERSION, "layout": LAYOUT_VERSION}
         meta.update_one({"_id": "schema"}, {"$unset": {"layout": 1}})  # as an earlier release wrote it
         async with MongoStore(server.uri, database=database) as store:
             assert len(await store.load_messages("a")) == 2
-        assert marker() == {"version": 2}
+        assert marker() == {"version": SCHEMA_VERSION, "layout": LAYOUT_VERSION}
         with monkeypatch.context() as patch:
-            patch.setattr("kode_core.engines.record.layout.LAYOUT_VERSION", 2)
+            patch.setattr("kode_core.engines.record.layout.LAYOUT_VERSION", LAYOUT_VERSION + 1)
             async with MongoStore(server.uri, database=database, create=False) as store:
                 assert len(await store.load_messages("a")) == 2
-        assert marker() == {"version": 2, "layout": 2}
-        with pytest.raises(SchemaVersionError, match="of layout 2, and .* up to 1: .*--upgrade kode-core"):
+        assert marker() == {"version": SCHEMA_VERSION, "layout": LAYOUT_VERSION + 1}
+        with pytest.raises(SchemaVersionError, match="of layout 3, and .* up to 2: .*--upgrade kode-core"):
             await MongoStore(server.uri, database=database).open()
 
 
