@@ -1,0 +1,1 @@
+"""The pages, an area to a file."""
