@@ -1,0 +1,158 @@
+"""Sessions that the SDK itself has written, in a store of kode_core: items, calls and times, once, and read only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import SQLiteSession
+from agents.extensions.memory import SQLAlchemySession
+from kode_openai_agents import KodeSession
+from kode_openai_agents.importing import open_sessions
+from kode_postgres.testing.servers import Server
+
+from kode_core import ConfigurationError, create_extended_store, now_ms
+from kode_core.formats.importing import Imported, import_foreign
+from tests.adapter_tests import server
+
+__all__ = ["server"]
+
+ITEMS: list[Any] = [
+    {"role": "user", "content": "What is the weather?"},
+    {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": '{"city": "Rome"}'},
+    {"type": "function_call", "call_id": "c2", "name": "fail", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c1", "output": "sunny"},
+    {"type": "function_call_output", "call_id": "c2", "output": "An error occurred while running the tool"},
+    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Sunny 🙂"}]},
+]
+
+
+async def imported(source: str, store: Any, **how: Any) -> list[Imported]:
+    async with open_sessions(source) as agents:
+        return [one async for one in import_foreign(agents, store, **how)]
+
+
+@pytest.fixture(params=["sqlite", "sqlalchemy", "postgres"])
+async def source(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """A database with the sessions s0 to s2, and s3 without an item, that the SDK has written."""
+    path = tmp_path / "sessions.db"
+    if request.param == "sqlite":
+        for i in range(4):
+            session = SQLiteSession(f"s{i}", path)
+            await session.add_items(ITEMS if i < 3 else [])
+            session.close()
+        yield str(path)
+    elif request.param == "sqlalchemy":
+        await _by_sqlalchemy(f"sqlite+aiosqlite:///{path}")
+        yield f"sqlite:///{path}"
+    else:
+        postgres: Server = request.getfixturevalue("server")
+        async with postgres.database() as name:
+            url = postgres.url(name).replace("postgres://", "postgresql://")
+            await _by_sqlalchemy(url.replace("postgresql://", "postgresql+asyncpg://"))
+            yield url
+
+
+async def _by_sqlalchemy(url: str) -> None:
+    for i in range(3):
+        session = SQLAlchemySession.from_url(f"s{i}", url=url, create_tables=True)
+        await session.add_items(ITEMS)
+        await session.engine.dispose()
+
+
+async def test_sessions_of_the_sdk_go_on(source: str, tmp_path: Path) -> None:
+    """Their items are those of KodeSession, with their calls; a second import writes nothing."""
+    target = f"sqlite:///{tmp_path}/target.db"
+    async with create_extended_store(target) as store:
+        first = await imported(source, store)
+        assert {one.outcome for one in first} == {"imported"}, first
+        assert sum(one.counts.get("messages", 0) for one in first) == 18
+        assert sum(one.counts.get("toolCalls", 0) for one in first) == 6
+        assert {one.outcome for one in await imported(source, store)} == {"known"}
+        session = KodeSession("s1", store=store)
+        assert await session.get_items() == ITEMS
+        ok, failed = await store.load_tool_call_records(session.agent_id)
+        assert (ok.name, ok.input, ok.state, ok.result) == ("weather", {"city": "Rome"}, "COMPLETED", "sunny")
+        assert (failed.state, failed.is_error) == ("FAILED", True)
+        info = await store.load_info(session.agent_id)
+        assert info is not None and info.metadata == {"sessionId": "s1"} and info.template_id == "openai-agents"
+        times = [one.created_at async for one in store.read_messages(session.agent_id)]
+        assert all(now_ms() - 3_600_000 < time <= now_ms() for time in times) and ok.created_at == times[1]
+        await session.add_items([{"role": "user", "content": "And tomorrow?"}])
+        again = await imported(source, store)
+        assert max(one.outcome for one in again) == "refused"
+        assert len(await session.get_items()) == 7
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("has_log", [True, False])
+async def test_the_source_stays_byte_for_byte(has_log: bool, tmp_path: Path) -> None:
+    """With a write-ahead log that a killed process left, whose rows are read, and without one."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    path = tmp_path / "sessions.db"
+    session = SQLiteSession("s", path)
+    await session.add_items(ITEMS)
+    if has_log:
+        for name in ("sessions.db", "sessions.db-wal"):
+            (folder / name).write_bytes((tmp_path / name).read_bytes())
+    session.close()
+    if not has_log:
+        (folder / "sessions.db").write_bytes(path.read_bytes())
+    before = digests(folder)
+    async with create_extended_store("memory:") as store:
+        (one,) = await imported(str(folder / "sessions.db"), store)
+    assert one.counts["messages"] == 6
+    assert digests(folder) == before
+
+
+async def test_damaged_rows_are_reported_and_passed_over(tmp_path: Path) -> None:
+    """The session is refused; with skip_damaged the rest of it is imported. Times that are odd do not stop it."""
+    path = tmp_path / "sessions.db"
+    for name in ("s", "ok"):
+        session = SQLiteSession(name, path)
+        await session.add_items(ITEMS)
+        session.close()
+    insert = "INSERT INTO agent_messages (session_id, message_data, created_at) VALUES ('s', ?, ?)"
+    with closing(sqlite3.connect(path)) as db:
+        for i, text in enumerate(("{", "[1]", '{"role": NaN}', "[" * 100_000, b"\xff\xfe", 5)):
+            at = ("2025-01-01 00:00:0" + str(i)) if i % 2 else None
+            db.execute(insert, (text, at))
+        item = json.dumps({"role": "user", "content": "late"})
+        for at in ("2001-01-01 00:00:00", "no time", None, 7):
+            db.execute(insert, (item, at))
+        db.commit()
+    async with create_extended_store("memory:") as store:
+        by_outcome = {one.outcome: one for one in await imported(str(path), store)}
+        assert set(by_outcome) == {"imported", "refused"}
+        assert sum(by_outcome["refused"].damaged.values()) == 6, by_outcome["refused"].damaged
+        again = await imported(str(path), store, skip_damaged=True)
+        assert sorted(one.outcome for one in again) == ["imported", "known"]
+        items = await KodeSession("s", store=store).get_items()
+        assert len(items) == 10 and items[-1] == {"role": "user", "content": "late"}
+
+
+async def test_what_is_no_source(tmp_path: Path) -> None:
+    """A file that is none, one of another program, and a server that does not answer."""
+    (tmp_path / "text.db").write_text("x" * 5000)
+    with closing(sqlite3.connect(tmp_path / "other.db")) as db:
+        db.execute("CREATE TABLE t (x)")
+    for source, said in (
+        (str(tmp_path / "none.db"), "there is no file"),
+        ("", "there is no file"),
+        (str(tmp_path / "text.db"), "no database of SQLite"),
+        (str(tmp_path / "other.db"), "has no tables agent_sessions"),
+        ("postgresql://u:secret@127.0.0.1:1/x", "cannot be opened"),
+    ):
+        with pytest.raises(ConfigurationError, match=said) as caught:
+            await imported(source, None)
+        assert "secret" not in str(caught.value)
