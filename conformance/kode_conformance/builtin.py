@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kode_conformance.harness import Handle, Space, StoreHarness
+from kode_core.backends.json_files.files import file_name
 from kode_core.backends.memory.engine import forget_memory
 from kode_core.factory import create_extended_store
 from kode_core.protocols import Store
@@ -51,11 +52,11 @@ class JsonHarness(StoreHarness):
         return {"base_dir": str(paths[0])}
 
     async def corrupt(self, handle: Handle, agent_id: str) -> None:
-        path = Path(handle["base_dir"]) / f"{agent_id}.jsonl"
+        (path,) = await self.files_of(handle, agent_id)
         path.write_bytes(path.read_bytes().replace(b'"text":"message 0"', b'"text":"message !"', 1))
 
     async def files_of(self, handle: Handle, agent_id: str) -> Sequence[Path]:
-        return [Path(handle["base_dir"]) / f"{agent_id}.jsonl"]
+        return [Path(handle["base_dir"]) / f"{file_name(agent_id)}.jsonl"]
 
     async def raw_dump(self, handle: Handle) -> str:
         files = sorted(Path(handle["base_dir"]).rglob("*"))

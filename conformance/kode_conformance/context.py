@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import marshal
+import operator
 import os
 import sys
 import tempfile
@@ -211,6 +212,9 @@ _LAGGING: Final = (
     "count_sessions",
     "count_messages",
     "count_tool_calls",
+    "group_sessions",
+    "group_messages",
+    "group_tool_calls",
     "aggregate_stats",
     "list",
     "get_metrics",
@@ -333,6 +337,8 @@ _MARSHAL: Final = 2  # the last format without references: equal bytes for equal
 
 def _is_same(got: Any, want: Any) -> bool:
     """True if the two values certainly do not differ. It is fast, since it compares millions of values."""
+    if got is want:
+        return True
     kind = type(want)
     if type(got) is not kind:
         return False
@@ -341,11 +347,25 @@ def _is_same(got: Any, want: Any) -> bool:
     if kind is list or kind is tuple:
         return len(got) == len(want) and all(map(_is_same, got, want))
     if isinstance(want, msgspec.Struct):
-        return all(_is_same(getattr(got, name), getattr(want, name)) for name in want.__struct_fields__)
+        values = _values_of(kind)
+        return all(map(_is_same, values(got), values(want)))
     try:
         return marshal.dumps(got, _MARSHAL) == marshal.dumps(want, _MARSHAL)
     except ValueError:  # something inside is no plain JSON
         return False
+
+
+_VALUES: Final[dict[type[msgspec.Struct], Callable[[object], Sequence[object]]]] = {}
+
+
+def _values_of(kind: type[msgspec.Struct]) -> Callable[[object], Sequence[object]]:
+    """A function that gives the values of a struct of this kind."""
+    found = _VALUES.get(kind)
+    if found is None:
+        names = kind.__struct_fields__
+        found = operator.attrgetter(*names) if len(names) > 1 else lambda one: [getattr(one, name) for name in names]
+        _VALUES[kind] = found
+    return found
 
 
 def _difference(got: object, want: object, path: str = "") -> str | None:

@@ -32,6 +32,7 @@ __all__ = [
     "finds_any_of",
     "judging",
     "keeps_documents",
+    "keeps_tags",
     "load_harness",
     "prunes_events",
 ]
@@ -230,7 +231,8 @@ def _all_texts(value: object) -> bool:
     return isinstance(value, (list, tuple, set, frozenset)) and all(map(_is_text, value))
 
 
-_LACKED: Final[ContextVar[frozenset[str]]] = ContextVar("_LACKED", default=frozenset())
+_LACKED: Final[ContextVar[frozenset[str]]] = ContextVar("_LACKED", default=frozenset({"TAGS"}))
+"""Outside of a run, where no harness says it, calls leave out the newest capability, which not every store has."""
 
 
 def judging(harness: StoreHarness) -> None:
@@ -243,6 +245,11 @@ def keeps_documents() -> bool:
     otherwise.
     """
     return not {"EXTENDED", "DOCUMENTS"} & _LACKED.get()
+
+
+def keeps_tags() -> bool:
+    """True if the store that is judged keeps tags of documents."""
+    return keeps_documents() and "TAGS" not in _LACKED.get()
 
 
 def prunes_events() -> bool:

@@ -35,7 +35,11 @@ class Capability(Flag):
     """It removes a part of an agent's events."""
     ANY_OF = auto()
     """Its filters take lists of values."""
-    ALL = PERSISTENT | CROSS_PROCESS | QUERYABLE | EXTENDED | DOCUMENTS | PRUNING | ANY_OF
+    TAGS = auto()
+    """It keeps tags of documents, and finds documents by them."""
+    SCOPES = auto()
+    """It gives views of single tenants: it is a ``ScopedStore``."""
+    ALL = PERSISTENT | CROSS_PROCESS | QUERYABLE | EXTENDED | DOCUMENTS | PRUNING | ANY_OF | TAGS | SCOPES
 
 
 CheckFunction = Callable[[Context], Awaitable[None]]

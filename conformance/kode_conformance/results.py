@@ -126,6 +126,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             return Verdict.PART_PASSED
         return Verdict.WITH_DEVIATIONS if Status.DEVIATION in found else Verdict.CONFORMANT
 
+    @property
+    def cpu(self) -> float:
+        """How many seconds of CPU the checks took, with the processes that they started."""
+        return round(sum(result.cpu for result in self.results), 1)
+
     def by_clause(self) -> dict[str, list[Result]]:
         """The results under each clause that a check names, in the order of the checks."""
         found: dict[str, list[Result]] = {}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from kode_conformance.calls.methods import DOCUMENT_METHODS
-from kode_conformance.harness import keeps_documents, prunes_events
+from kode_conformance.harness import keeps_documents, keeps_tags, prunes_events
 from kode_conformance.values import samples
 from kode_core.model import PutDocument
 from kode_core.protocols import ExtendedStore
 
-__all__ = ["FENCED_METHODS", "FencedWrite", "fenced_writes"]
+__all__ = ["FENCED_METHODS", "FencedWrite", "fenced_writes", "idle_writes"]
 
 FENCED_METHODS: Final = tuple(
     name
@@ -67,6 +68,7 @@ _VALUES: Final[Mapping[str, Callable[[str, int], Any]]] = {
     "collection": lambda agent_id, mark: "c",
     "key": lambda agent_id, mark: f"key {mark}",
     "value": lambda agent_id, mark: {"mark": mark},
+    "tags": lambda agent_id, mark: {"run": f"r{mark}"},
     "events_before_offset": lambda agent_id, mark: 2**62,
     "events_before": lambda agent_id, mark: 2**62,
     **dict.fromkeys(_KEPT, lambda agent_id, mark: 1),
@@ -82,6 +84,9 @@ _OTHERS: Final[Mapping[tuple[str, str], Callable[[str, int], Any]]] = {
     ("save_media_cache", "records"): lambda agent_id, mark: [samples.media(f"sha256:{mark}")],
 }
 """Parameters that have the name of another one."""
+
+_NO_CONTENTS: Final = ("self", "agent_id", "fence", "expect", "progress", "dry_run")
+"""Parameters of which no call writes anything."""
 
 _FIRST: Final = frozenset({"create_agent", "import_agent"})
 """Methods that refuse an agent that exists, whatever the lease."""
@@ -113,7 +118,7 @@ def fenced_writes(agent_id: str, mark: int = 70, *, edits: bool = False) -> list
         if method in DOCUMENT_METHODS and not keeps_documents():
             continue
         parameters = inspect.signature(getattr(ExtendedStore, method)).parameters.values()
-        mine = [p for p in parameters if p.name not in ("self", "agent_id", "fence", "expect", "progress")]
+        mine = [p for p in parameters if p.name not in _NO_CONTENTS]
         values = {p.name: _value(method, p.name, agent_id, mark + len(writes) + i) for i, p in enumerate(mine)}
         needed = {p.name: values[p.name] for p in mine if p.default is p.empty}
         parts = [p.name for p in mine if p.default is not p.empty and _is_offered(p.name)]
@@ -123,9 +128,82 @@ def fenced_writes(agent_id: str, mark: int = 70, *, edits: bool = False) -> list
     return sorted(writes, key=_place)
 
 
+_IDLE: Final[Mapping[str, Callable[[str], Sequence[Any]]]] = {
+    **dict.fromkeys(("append", "upsert_tool_calls", "events", "timelines", "documents"), lambda agent_id: [[]]),
+    **dict.fromkeys(_KEPT, lambda agent_id: [10_000]),
+    **dict.fromkeys(("events_before_offset", "events_before", "count"), lambda agent_id: [0]),
+    **dict.fromkeys(("tool_calls", "records"), lambda agent_id: [[samples.tool_call()]]),
+    "messages": lambda agent_id: [samples.messages(3)],
+    "info": lambda agent_id: [samples.info(agent_id)],
+    "position": lambda agent_id: [1],
+    "message": lambda agent_id: [samples.message(1)],
+    "length": lambda agent_id: [3, 4, 2**31 - 1],
+    "metadata": lambda agent_id: [{}, {"userId": "u-1"}],
+    "remove": lambda agent_id: [["never"]],
+    "snapshot_id": lambda agent_id: ["never"],
+}
+"""Values of parameters with which a call finds nothing to do, for an agent that ``fill`` made."""
+
+_IDLE_OTHERS: Final[Mapping[tuple[str, str], Sequence[Any]]] = {
+    ("append_messages", "messages"): [[]],
+    ("append_messages_once", "messages"): [{}],
+    ("upsert_tool_call_records", "records"): [[]],
+    ("save_media_cache", "records"): [[samples.media()]],
+    ("delete_document", "collection"): ["c"],
+    ("delete_document", "key"): ["never"],
+}
+
+_IDLE_WITHOUT: Final[Sequence[tuple[str, Mapping[str, Any]]]] = (
+    *(("pop_messages", {"count": count}) for count in (0, 1, 3)),
+    *(("truncate_messages", {"length": length}) for length in (0, 1, 3, 2**31 - 1)),
+    *(("prune", {name: number}) for name in _KEPT for number in (0, 1)),
+    ("append_messages", {"messages": []}),
+    ("upsert_tool_call_records", {"records": []}),
+    ("append_events", {"timelines": []}),
+    ("emit_many", {"events": []}),
+    ("delete_snapshot", {"snapshot_id": "sfp-1"}),
+    ("save_turn", {}),
+    ("save_turn", {"append": []}),
+)
+"""Calls that find nothing to do where there are no messages, events, snapshots and the like."""
+
+
+def idle_writes(agent_id: str, *, without: bool = False) -> list[FencedWrite]:
+    """Calls of methods that take a fence which find nothing to do: each is made by each value, part by part.
+
+    The agent is one that ``fill`` made, and may have more of anything but messages; *without* gives the calls for an
+    agent that has an info at most.
+    """
+    if without:
+        return [FencedWrite(f"{method}({given!s:.60})", method, given) for method, given in _IDLE_WITHOUT]
+    writes: list[FencedWrite] = []
+    for method in FENCED_METHODS:
+        if method in _FIRST or (method in DOCUMENT_METHODS and not keeps_documents()):
+            continue
+        parameters = inspect.signature(getattr(ExtendedStore, method)).parameters.values()
+        mine = [p for p in parameters if p.name not in _NO_CONTENTS]
+        values = {p.name: _idle(method, p.name, agent_id) for p in mine}
+        needed = {p.name: values[p.name] for p in mine if p.default is p.empty}
+        parts = {p.name: values[p.name] for p in mine if p.default is not p.empty and _is_offered(p.name)}
+        if not mine or not all(needed.values()):
+            continue
+        given = [dict(zip(needed, some, strict=True)) for some in itertools.product(*needed.values())]
+        more = [{**given[0], name: value} for name, some in parts.items() for value in some]
+        writes += [FencedWrite(f"{method}({one!s:.60})", method, one) for one in (*(given if needed else ()), *more)]
+    return writes
+
+
+def _idle(method: str, name: str, agent_id: str) -> Sequence[Any]:
+    if (method, name) in _IDLE_OTHERS:
+        return _IDLE_OTHERS[method, name]
+    return _IDLE[name](agent_id) if name in _IDLE else ()
+
+
 def _is_offered(parameter: str) -> bool:
     if parameter.startswith("events_before"):
         return prunes_events()
+    if parameter == "tags":
+        return keeps_tags()
     return parameter != "documents" or keeps_documents()
 
 

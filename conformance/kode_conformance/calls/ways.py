@@ -65,14 +65,17 @@ async def all_come_back(ctx: Context, every: Rows, *, once: bool = False, shares
         await a_round.run(once=once, shares=shares, forks=not once and (number == 0 or ctx.settings.tier > Tier.QUICK))
 
 
-async def changes_come_back(ctx: Context, phases: Sequence[Rows], *, turning: bool = False) -> None:
+async def changes_come_back(
+    ctx: Context, phases: Sequence[Rows], *, turning: bool = False, large: bool = False
+) -> None:
     """Write records, and then others in their place, by every method; another instance must see each change.
 
-    *turning* lets each method write over the records of another.
+    *turning* lets each method write over the records of another. In quick runs, turns that write *large* records have
+    no other parts.
     """
     for record in in_time(ctx, ctx.rng.sample([*phases[0]], len(phases[0]))):
         only = [{record: rows_of[record]} for rows_of in phases]
-        await _Round(ctx, record.__name__, only[0]).changes(only, turning=turning)
+        await _Round(ctx, record.__name__, only[0]).changes(only, turning=turning, large=large)
 
 
 async def spoilt_come_back(ctx: Context, phases: Sequence[Rows]) -> None:
@@ -108,12 +111,12 @@ class _Round:
         if self._views > 2:
             await self._read([(" after reopening", await self._ctx.reopen())], 2)
 
-    async def changes(self, phases: Sequence[Rows], *, turning: bool = False) -> None:
+    async def changes(self, phases: Sequence[Rows], *, turning: bool = False, large: bool = False) -> None:
         self._shares, other = False, await self._ctx.another()
         for phase, self._records in enumerate(phases):
             self._written.clear()
             for kind in (kinds()[record] for record in self._records):
-                every = _writers(kind)
+                every = kind.writers if large and self._ctx.settings.tier is Tier.QUICK else _writers(kind)
                 for slot in range(len(every)):
                     writer = every[(slot + phase * turning) % len(every)]
                     await self._write(kind, writer, slot, f"{self._name}-{slot}")

@@ -83,7 +83,7 @@ class _Writer:
         self._stop = True
 
 
-@check("OPS-16", "TURN-1", needs=_NEEDS, under=(Dimension.COMPANY,))
+@check("OPS-16", "TURN-1", needs=_NEEDS, tier=Tier.STANDARD, under=(Dimension.COMPANY,))
 async def a_backup_is_of_one_instant(ctx: Context) -> None:
     """A backup that is made while turns are written, and agents deleted and made anew, opens as a consistent store:
     turns are whole, and no later write is in it without the earlier ones.

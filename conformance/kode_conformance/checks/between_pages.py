@@ -171,7 +171,7 @@ _CROSSED: Final = frozenset((1, 24, 25, 26, 99, 100, 101, 127, 128, 255, 256, 49
 """The numbers of records after which a change is made: around the page sizes of streams."""
 
 
-@check("QRY-6", "QRY-5", "LIFE-2", needs=_Q, under=(_D.COMPANY, _D.CHANGES, _D.ITEMS, _D.ORDERS))
+@check("QRY-6", "QRY-5", "LIFE-2", needs=_Q, tier=Tier.STANDARD, under=(_D.COMPANY, _D.CHANGES, _D.ITEMS, _D.ORDERS))
 async def writes_at_the_pages_of_a_stream(ctx: Context) -> None:
     """Iterators over more than a hundred sessions, and more than a thousand messages and tool calls, give every
     untouched record exactly once while agents around the place are deleted and saved after each usual page; so does

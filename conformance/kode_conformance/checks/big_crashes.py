@@ -29,7 +29,7 @@ async def _kill(ctx: Context, writes: Sequence[Write], points: int) -> None:
             await kill_at_points(ctx, kills, write, others=points // 2, at_most=points)
 
 
-@check("DUR-3", "DUR-1", "MSG-3", "EVT-1", needs=_P, under=_UNDER)
+@check("DUR-3", "DUR-1", "MSG-3", "EVT-1", needs=_P, tier=Tier.STANDARD, under=_UNDER)
 async def an_append_of_many_killed_midway(ctx: Context) -> None:
     """When a process is killed in a call that appends hundreds of messages, or of events, all of them are stored or
     none, and later appends are not joined to them.

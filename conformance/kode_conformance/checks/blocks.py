@@ -167,7 +167,7 @@ async def a_store_is_closed_inside_a_block(ctx: Context) -> None:
     store, doomed = ctx.store, await ctx.another()
     holder = await store.acquire_agent_lock("b", ttl_ms=_LONG_MS)
     waiter = asyncio.ensure_future(doomed.acquire_agent_lock("b", wait_ms=_LONG_MS).__aenter__())
-    async with doomed.acquire_agent_lock("a", ttl_ms=2_000) as lease:
+    async with doomed.acquire_agent_lock("a", ttl_ms=1_000) as lease:
         await _write(doomed)
         await asyncio.sleep(0.05)
         await _soon(ctx.close(doomed), "close while somebody waits for a lock")

@@ -68,7 +68,7 @@ async def _append(ctx: Context, agent_id: str) -> int:
 _COMPANY: Final = (Dimension.COSTS, Dimension.COMPANY, Dimension.ITEMS)
 
 
-@check("OPS-14", "EVT-7", needs=Capability.PERSISTENT, under=_COMPANY)
+@check("OPS-14", "EVT-7", needs=Capability.PERSISTENT, tier=Tier.STANDARD, under=_COMPANY)
 async def a_slow_follower_holds_a_page(ctx: Context) -> None:
     """While followers of two instances look at one event, thousands are appended, and they hold a page of them; each
     then gets every one of them once.
@@ -101,7 +101,7 @@ _MISSED: Final = 2_501
 _WAKES_S: Final = 10.0
 
 
-@check("EVT-7", under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.INSTANCES))
+@check("EVT-7", tier=Tier.STANDARD, under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.INSTANCES))
 async def a_slow_follower_misses_nothing(ctx: Context) -> None:
     """While followers of two instances look at one event, more are appended than any buffer of theirs holds; each then
     gets every one of them once and in order, whether it waited for the first one or found it there.

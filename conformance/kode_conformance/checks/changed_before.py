@@ -97,7 +97,7 @@ async def _wanted(store: ExtendedStore, write: Write, past: Past) -> Expected:
     return Expected(before, await _portrait(store, agent_id))
 
 
-@check("OPS-10", needs=_E, under=(Dimension.EQUALS, Dimension.CHANGES, Dimension.INTERRUPTIONS))
+@check("OPS-10", needs=_E, tier=Tier.STANDARD, under=(Dimension.EQUALS, Dimension.CHANGES, Dimension.INTERRUPTIONS))
 async def a_doubtful_write_is_told_from_those_before_it(ctx: Context) -> None:
     """A write whose answer is lost is whole or absent, and a repetition of an absent one is done once, though the same
     write was made before, or the agent was deleted, made anew, forked, shrunk or replaced since.
@@ -127,7 +127,14 @@ async def a_doubtful_write_is_told_from_those_before_it(ctx: Context) -> None:
                 ctx.true(problem is None, f"{what} and was then repeated, {problem}")
 
 
-@check("FORK-3", "OPS-10", "FORK-1", needs=_E, under=(Dimension.CHANGES, Dimension.EQUALS, Dimension.INTERRUPTIONS))
+@check(
+    "FORK-3",
+    "OPS-10",
+    "FORK-1",
+    needs=_E,
+    tier=Tier.STANDARD,
+    under=(Dimension.CHANGES, Dimension.EQUALS, Dimension.INTERRUPTIONS),
+)
 async def forks_in_doubt_are_whole_whatever_the_parent_was(ctx: Context) -> None:
     """Each fork is whole or absent when the answer to batch_fork is lost, and so is each of a repetition, though the
     parent was forked before, is a fork, was deleted and made anew, or its lists shrank or were replaced.
@@ -155,7 +162,7 @@ async def forks_in_doubt_are_whole_whatever_the_parent_was(ctx: Context) -> None
         ctx.true(found in (2, 3, 4), f"a parent {case} has {found} forks, after 2 acknowledged and 2 in doubt")
 
 
-@check("OPS-9", needs=_E, under=(Dimension.CHANGES, Dimension.INTERRUPTIONS, Dimension.EQUALS))
+@check("OPS-9", needs=_E, tier=Tier.STANDARD, under=(Dimension.CHANGES, Dimension.INTERRUPTIONS, Dimension.EQUALS))
 async def a_write_that_goes_on_is_waited_for_whatever_was_before(ctx: Context) -> None:
     """A write that is cancelled while the engine is at it goes on to its end, for which every later read of the agent
     waits, or never began, though the same write was made before, or the agent was deleted, made anew, forked, shrunk

@@ -18,6 +18,7 @@ from kode_conformance.harness import Space
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.errors import KodeError, LockUnavailableError, StoreClosedError
 from kode_core.protocols import ExtendedStore
@@ -62,7 +63,13 @@ async def _busy(store: ExtendedStore) -> None:
     await store.append_events("a", samples.events(700, 3))
 
 
-@check("OPS-5", "EVT-7", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.COMPANY, Dimension.INSTANCES))
+@check(
+    "OPS-5",
+    "EVT-7",
+    needs=_E,
+    tier=Tier.STANDARD,
+    under=(Dimension.INTERRUPTIONS, Dimension.COMPANY, Dimension.INSTANCES),
+)
 async def all_that_is_under_way_ends_when_a_store_is_closed(ctx: Context) -> None:
     """When a store is closed, twice at once, every call and every iterator that is under way in it ends, whole or with
     StoreClosedError; calls and iterators of another instance of the same store go on, and its leases stay.

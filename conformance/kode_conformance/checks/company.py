@@ -19,7 +19,7 @@ from kode_core.protocols import ExtendedStore
 _LARGE: Final = ("MSG-1", "MSG-3", "MSG-6", "TC-1", "TC-3", "TURN-1", "MED-1", "LIFE-3", "EVT-1", "QRY-8")
 
 
-@check(*_LARGE, stochastic=True, under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.INSTANCES))
+@check(*_LARGE, tier=Tier.STANDARD, stochastic=True, under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.INSTANCES))
 async def a_large_call_is_seen_whole_or_not_at_all(ctx: Context) -> None:
     """While one call writes, replaces or deletes hundreds of records, readers of another instance see all of it or
     nothing, in every kind and by every read; a reader that saw the result once never sees the earlier state again.
@@ -276,7 +276,7 @@ async def _rounds_of(store: ExtendedStore, agent: str) -> dict[str, int]:
     }
 
 
-@check("LIFE-3", "LIFE-4", under=(Dimension.COMPANY, Dimension.ORDERS, Dimension.INSTANCES))
+@check("LIFE-3", "LIFE-4", tier=Tier.STANDARD, under=(Dimension.COMPANY, Dimension.ORDERS, Dimension.INSTANCES))
 async def a_delete_among_writers_of_all_kinds(ctx: Context) -> None:
     """When two instances write every kind while the agent is deleted, each write is stored whole or not at all, nothing
     older is left, counts agree with loads, and a delete afterwards leaves nothing.

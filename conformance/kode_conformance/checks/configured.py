@@ -15,6 +15,7 @@ from kode_conformance.instruments.clock import clock_off
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.kills.writes import WRITES, Expected, Write, expected, portrait
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.errors import ConfigurationError, KodeError, StorageError
 from kode_core.protocols import ExtendedStore
@@ -76,7 +77,7 @@ async def _see_hasty(ctx: Context, timeout_ms: int) -> None:
     ctx.true(found in ((60,) if is_done else (0, 60)), f"{found} of 60 messages were stored {case}, saved={is_done}")
 
 
-@check("OPS-14", "MSG-1", needs=_E, under=(Dimension.NUMBERS, Dimension.CHANGES))
+@check("OPS-14", "MSG-1", needs=_E, tier=Tier.STANDARD, under=(Dimension.NUMBERS, Dimension.CHANGES))
 async def a_limit_of_memory_changes_no_answer(ctx: Context) -> None:
     """A store that may remember nothing, a few bytes, or more than there is, does and returns the same as any other."""
     wanted: dict[Write, Expected] = {}
@@ -112,7 +113,7 @@ _MOST: Final = 8 * _MB
 """The memory for its cache, and for everything else that a store may hold."""
 
 
-@check("OPS-14", needs=_E | Capability.PERSISTENT, under=(Dimension.CLOCKS, Dimension.COSTS))
+@check("OPS-14", needs=_E | Capability.PERSISTENT, tier=Tier.STANDARD, under=(Dimension.CLOCKS, Dimension.COSTS))
 async def memory_is_bounded_under_any_clock(ctx: Context) -> None:
     """A store whose clock steps back, or ahead, between its writes and loads remembers no more than its limit, and
     loads the saved records.

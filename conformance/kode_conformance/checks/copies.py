@@ -13,6 +13,7 @@ from kode_conformance.dimensions import Dimension, twins
 from kode_conformance.kills.bigwrites import seed_big
 from kode_conformance.kills.writes import WRITES, Portrait, portrait, seed, write_named
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.protocols import ExtendedStore
 from kode_core.query import SessionFilter
@@ -24,7 +25,14 @@ _P: Final = Capability.PERSISTENT
 # --- backups ----------------------------------------------------------------------------------------------------------
 
 
-@check("OPS-16", "MSG-4", "INFO-2", needs=_E | _P, under=(Dimension.ITEMS, Dimension.TWINS, Dimension.CHANGES))
+@check(
+    "OPS-16",
+    "MSG-4",
+    "INFO-2",
+    needs=_E | _P,
+    tier=Tier.STANDARD,
+    under=(Dimension.ITEMS, Dimension.TWINS, Dimension.CHANGES),
+)
 async def a_backup_has_everything(ctx: Context) -> None:
     """A store that a backup made has every agent, whatever its name, with and without info, deleted ones aside, with
     all records of every kind, however many, and the times that the store gave them.
@@ -129,7 +137,13 @@ async def delete_many_deletes_by_every_filter(ctx: Context) -> None:
 # --- processes that just end ------------------------------------------------------------------------------------------
 
 
-@check("OPS-11", "DUR-1", needs=_E | Capability.CROSS_PROCESS | _P, under=(Dimension.PROCESSES, Dimension.ORDERS))
+@check(
+    "OPS-11",
+    "DUR-1",
+    needs=_E | Capability.CROSS_PROCESS | _P,
+    tier=Tier.STANDARD,
+    under=(Dimension.PROCESSES, Dimension.ORDERS),
+)
 async def whatever_a_process_leaves_open_it_ends(ctx: Context) -> None:
     """A process that ends without close, while it follows, iterates, holds locks and waits for one, ends by itself. All
     its writes, of every kind and in any order, are stored; its locks are free when their time is over, or before.

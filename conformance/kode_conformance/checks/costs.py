@@ -346,7 +346,7 @@ async def saving_costs_what_changed(ctx: Context) -> None:
     await see_costs(ctx, (LONG[ctx.settings.tier], 500), (SHORT, 500), _LISTS)
 
 
-@check("MSG-5", "TC-1", under=(*_UNDER, Dimension.LENGTHS))
+@check("MSG-5", "TC-1", tier=Tier.STANDARD, under=(*_UNDER, Dimension.LENGTHS))
 async def saving_costs_what_changed_next_to_large_records(ctx: Context) -> None:
     """A save of a small change writes no more for the large records that stay in the list."""
     await see_costs(ctx, (20, 50_000), (SHORT, 50), _LISTS)

@@ -19,6 +19,7 @@ from kode_conformance.checks.costs import (
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import check
+from kode_conformance.settings import Tier
 from kode_core.protocols import ExtendedStore
 
 
@@ -75,7 +76,7 @@ _ORDERS: Final[Mapping[str, Change]] = {
 _UNDER: Final = (Dimension.ORDERS, Dimension.COSTS, Dimension.CHANGES, Dimension.INSTANCES)
 
 
-@check("MSG-5", "TC-1", under=_UNDER)
+@check("MSG-5", "TC-1", tier=Tier.STANDARD, under=_UNDER)
 async def saving_in_turns_costs_what_changed(ctx: Context) -> None:
     """Saves that change the beginning and the end of a list in turns, or add and replace, by whichever method, write no
     more the longer the list is.

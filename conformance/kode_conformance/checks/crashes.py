@@ -148,6 +148,7 @@ async def recovery_killed_too(ctx: Context) -> None:
     "LOCK-5",
     "LOCK-3",
     needs=Capability.EXTENDED | Capability.CROSS_PROCESS,
+    tier=Tier.STANDARD,
     under=(Dimension.PROCESSES, Dimension.INTERRUPTIONS),
 )
 async def a_stopped_holder_is_fenced_off(ctx: Context) -> None:

@@ -85,7 +85,7 @@ def _damaged(found: Any) -> Any:
         return found if found.info is None else replace(found, info=_damaged(found.info))
     if isinstance(found, (list, tuple)):
         return [_damaged(found[0]), *found[1:]] if found else found
-    name = next((name for name in ("body", "info") if hasattr(found, name)), None)
+    name = next((name for name in ("body", "info", "doc") if hasattr(found, name)), None)
     return found if name is None else replace(found, **{name: _damaged(getattr(found, name))})
 
 

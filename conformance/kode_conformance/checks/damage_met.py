@@ -13,6 +13,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.kills.writes import FORK, LOOKS, WRITES, Expected, Portrait, Write, expected, portrait, seed
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_conformance.values.canaries import overheard
 from kode_core.errors import CorruptRecordError, KodeError
@@ -182,7 +183,7 @@ async def _see_same(ctx: Context, store: QueryableStore, agent_id: str, case: st
 _SOUND_WRITES: Final = 3
 
 
-@check("OPS-4", "OPS-13", needs=_E, under=(Dimension.DAMAGE, Dimension.COMPANY))
+@check("OPS-4", "OPS-13", needs=_E, tier=Tier.STANDARD, under=(Dimension.DAMAGE, Dimension.COMPANY))
 async def what_is_called_next_to_damage_succeeds(ctx: Context) -> None:
     """Reads, writes and forks of an agent with any damaged part, made at once with reads and writes of other agents,
     make none of the latter fail, and raise only errors of this library; a search that began before goes on to its end.

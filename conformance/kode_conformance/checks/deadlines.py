@@ -12,6 +12,7 @@ from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.kills.writes import WRITES, expected, portrait, seed
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_core.batch import Batch, Outcome
 from kode_core.engine import Engine
 from kode_core.errors import KodeError, Retry, StorageError, StoreTimeoutError
@@ -81,7 +82,7 @@ async def hasty(ctx: Context, layer: Callable[[Engine], Engine] | None = None, *
     return await ctx.another(layer, timeout_ms=timeout_ms)
 
 
-@check("OPS-9", "OPS-10", needs=_E, under=(Dimension.INTERRUPTIONS,))
+@check("OPS-9", "OPS-10", needs=_E, tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS,))
 async def a_write_beyond_its_deadline_is_told_truly(ctx: Context) -> None:
     """When the deadline of a write of any kind passes in the engine, the error says that nothing was written only if
     that is so and stays so; the first read that is answered afterwards sees how the write ended.
@@ -104,7 +105,7 @@ async def a_write_beyond_its_deadline_is_told_truly(ctx: Context) -> None:
                 strict=True,
             )
         )
-        await asyncio.sleep(2 * late)
+        await asyncio.sleep(late)
         for write, end in zip(WRITES, ends, strict=True):
             what = f"{write.name}, whose engine call took longer than its deadline, raised {end!r}"
             ctx.true(not isinstance(end, BaseException) or isinstance(end, StorageError), what)

@@ -161,7 +161,7 @@ async def counters_by_compare_and_set_lose_nothing(ctx: Context) -> None:
     ctx.equal(found and found.value, sum(done), "the counter, after so many successes")
 
 
-@check("DOC-2", needs=_N | Capability.CROSS_PROCESS, under=(_D.PROCESSES, _D.COMPANY))
+@check("DOC-2", needs=_N | Capability.CROSS_PROCESS, tier=Tier.STANDARD, under=(_D.PROCESSES, _D.COMPANY))
 async def processes_count_by_compare_and_set(ctx: Context) -> None:
     """Processes that count one counter up by compare and set, next to this one, lose no success, and each sees what the
     others put.

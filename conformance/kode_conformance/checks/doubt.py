@@ -59,7 +59,7 @@ async def doubtful(ctx: Context) -> tuple[ExtendedStore, Doubtful]:
     return store, layers[-1]
 
 
-@check("OPS-10", needs=_E, under=(Dimension.INTERRUPTIONS,))
+@check("OPS-10", needs=_E, tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS,))
 async def what_is_in_doubt_is_read_and_repeated(ctx: Context) -> None:
     """When the answer to a write of any kind is lost, the call says that the outcome is unknown, whether the write was
     done or not; a caller that then reads, and repeats the missing records in the same store, has stored them once.
@@ -93,7 +93,7 @@ async def _repeat(ctx: Context, store: ExtendedStore, agent_id: str, write: Writ
     ctx.true(other is None, f"{write.name}, whose answer was lost, as another instance sees it: {other}")
 
 
-@check("OPS-10", "MSG-1", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.INSTANCES))
+@check("OPS-10", "MSG-1", needs=_E, tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS, Dimension.INSTANCES))
 async def what_is_in_doubt_overwrites_nobody(ctx: Context) -> None:
     """After the answer to a write was lost, another instance writes, or deletes the agent; nothing of the first write
     comes back, and the next save of the first instance stores exactly its records.

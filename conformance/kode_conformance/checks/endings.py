@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from kode_conformance.registry import check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.errors import AgentDeletedError, InvalidArgumentError
+from kode_core.model import Bookmark
 from kode_core.protocols import Heartbeat, Store
 
 _D = Dimension
@@ -22,10 +24,39 @@ _MINUTE: Final = 60.0
 
 @check("EVT-9", "EVT-7", under=(_D.COMPANY, _D.INSTANCES, _D.NUMBERS))
 async def heartbeats_come_in_silence(ctx: Context) -> None:
-    """A follower gets a heartbeat after each quiet interval, with an offset from which another goes on, and no event
-    is lost or repeated between them; one that did not ask for heartbeats gets none.
+    """A follower gets a heartbeat after each quiet interval, whatever its length, and none before that, with an offset
+    from which another goes on, wherever it began, and no event is lost or repeated between them; one that did not ask
+    for heartbeats gets none.
     """
     other = await ctx.another()
+    quiet = [asyncio.ensure_future(_beat_in_time(ctx, ctx.store, ms)) for ms in (*_ODD_MS, ctx.rng.randrange(50, 999))]
+    try:
+        await _see_beats(ctx, other)
+        await asyncio.gather(*quiet)
+    finally:
+        for one in quiet:
+            one.cancel()
+        await asyncio.gather(*quiet, return_exceptions=True)
+
+
+_ODD_MS: Final = (333, 749, 1_249, 1_490)
+"""Intervals that are far above whole seconds, halves or tenths of them, so that one that was cut is too short."""
+_TICK_S: Final = 0.02
+
+
+async def _beat_in_time(ctx: Context, store: Store, interval_ms: int) -> None:
+    """Where nothing happens, the first heartbeat of a follower comes, and no sooner than after the interval."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with aclosing(store.follow_events("quiet", heartbeat_ms=interval_ms)) as stream:
+        first = await _item(ctx, stream)
+    took = loop.time() - began
+    ctx.true(isinstance(first, Heartbeat), f"where nothing happened came {first!r:.100}")
+    told = f"the first heartbeat with heartbeat_ms={interval_ms} came after {1000 * took:.0f} ms"
+    ctx.true(took >= interval_ms / 1000 - _TICK_S, told)
+
+
+async def _see_beats(ctx: Context, other: Store) -> None:
     offsets = list(await ctx.store.append_events("a", [samples.event(0), samples.event(1, "control")]))
     async with aclosing(ctx.store.follow_events("a", channel="progress", heartbeat_ms=50)) as stream:
         while isinstance(first := await _item(ctx, stream), Heartbeat):
@@ -50,6 +81,32 @@ async def heartbeats_come_in_silence(ctx: Context) -> None:
                 raise Violation(f"a follower without heartbeats got {await anext(behind)!r:.100} in silence")
     for wrong in (0, -1, 1.5, "1000", True, 2**70):
         await _refused(ctx, ctx.store, wrong)
+    stored = [event.offset async for event in other.read_events("a", after_offset=0)]
+    begun = [{"after_offset": after} for after in (0, stored[0], stored[4], stored[-2], last, last + 1, last + 10**6)]
+    for store in (ctx.store, other):
+        await asyncio.gather(*(_first_beat(ctx, store, begin, stored) for begin in begun))
+    with_since = {"after_offset": stored[2], "since": Bookmark(5, 0), "channel": "progress"}
+    await _first_beat(ctx, other, with_since, stored[-3:])
+
+
+async def _first_beat(ctx: Context, store: Store, begin: dict[str, Any], stored: Sequence[int]) -> None:
+    """The heartbeats of a follower that begins there have its last offset: the one of the event that it gave last, or,
+    before the first, the one that it began with, or an earlier one from which no more is given: one that began behind
+    the end may have the last stored. It goes on until a heartbeat comes after all stored events.
+    """
+    last = begin["after_offset"]
+    left = [offset for offset in stored if offset > last]
+    item: Any = None
+    async with aclosing(store.follow_events("a", heartbeat_ms=50, **begin)) as stream:
+        while left or not isinstance(item, Heartbeat):
+            item = await _item(ctx, stream)
+            if isinstance(item, Heartbeat):
+                until = left[0] - 1 if left else max(last, stored[-1])
+                told = f"a heartbeat of follow_events({begin}) after the offset {last} has the offset {item.offset}"
+                ctx.true(min(last, stored[-1]) <= item.offset <= until, told)
+            else:
+                ctx.equal(item.offset, left.pop(0) if left else None, f"the next offset of follow_events({begin})")
+                last = item.offset
 
 
 def _is_beat(ctx: Context, items: list[Any], offsets: list[int]) -> None:

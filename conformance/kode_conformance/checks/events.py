@@ -299,7 +299,7 @@ async def _is(value: bool) -> bool:
     return value
 
 
-@check("EVT-7", needs=Capability.CROSS_PROCESS, under=(Dimension.PROCESSES, Dimension.COMPANY))
+@check("EVT-7", needs=Capability.CROSS_PROCESS, tier=Tier.STANDARD, under=(Dimension.PROCESSES, Dimension.COMPANY))
 async def following_another_process(ctx: Context) -> None:
     """Following yields what another process appends, on the channel and after the place that was asked for."""
     offsets = await ctx.store.append_events("a", samples.events(3))

@@ -159,7 +159,11 @@ async def _save(store: ExtendedStore, i: int) -> None:
         metadata={"userId": f"u{i % 3}", "k": [i % 2], "n": i % 4},
     )
     messages = [
-        Message(("user", "tool")[(i + j) % 2], [TextBlock(f"{j}"), UnknownBlock({"type": f"x{j}"})])
+        Message(
+            ("user", "tool")[(i + j) % 2],
+            [TextBlock(f"Ä{j}"), UnknownBlock({"type": f"x{j}"})],
+            metadata={"k": [j % 2], "n": i % 4},
+        )
         for j in range(1 + i % 3)
     ]
     make = (samples.tool_call, samples.approved_call)
@@ -185,6 +189,7 @@ def _filters(kind: str, every: Sequence[Any]) -> dict[str, Any]:
         "metadata": {"k": [0], "n": 2},
         "role": "tool",
         "content_type": "x1",
+        "contains": "ä1",
         "tool_name": "n1",
         "state": "SEALED",
         "is_error": False,

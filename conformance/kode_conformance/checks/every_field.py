@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from string import ascii_lowercase
 from typing import Any, Final
@@ -90,6 +91,7 @@ _WIDEST: Final = 100_001
 _TWO_BYTES: Final = {ord(letter): "é" for letter in ascii_lowercase}
 
 
+@functools.cache
 def _of_length(length: int, form: int) -> str:
     """A text that ends at a limit, one that has a character of four bytes across it, one whose letters have two bytes,
     and one that ends with half a pair, which UTF-8 cannot tell; each tells its length.
@@ -123,7 +125,7 @@ async def every_length_in_every_field(ctx: Context) -> None:
     await come_back(ctx, _lengths(ctx), shares=True)
 
 
-@check("VAL-4", "VAL-1", under=(_D.LENGTHS,))
+@check("VAL-4", "VAL-1", tier=Tier.STANDARD, under=(_D.LENGTHS,))
 async def every_field_takes_long_texts(ctx: Context) -> None:
     """A text that is longer than columns and lines of other systems comes back whole from every field of every record,
     as a value and as a key, with characters of any width and halves of pairs.

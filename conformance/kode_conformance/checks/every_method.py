@@ -13,6 +13,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.histories.model import StoreModel
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import check
+from kode_conformance.settings import Tier
 from kode_conformance.values.fields import Field, Holds, fields_of, full, of_agent, put
 from kode_conformance.values.kinds import Kind, WriteMethod, kinds
 from kode_conformance.values.payloads import PAYLOADS
@@ -44,7 +45,7 @@ def _free(kind: Kind) -> Sequence[Field]:
     return list({(f.path[0] if f.path[0] in ("messages", "events") else f.path): f for f in fields}.values())
 
 
-@check("VAL-2", "TURN-1", under=(_D.ORDERS,))
+@check("VAL-2", "TURN-1", tier=Tier.STANDARD, under=(_D.ORDERS,))
 async def every_method_refuses_what_json_cannot_carry(ctx: Context) -> None:
     """Every method that writes refuses values that JSON cannot carry, wherever in its records they are; of the other
     records of the call, and of all other parts of a turn, nothing is written.

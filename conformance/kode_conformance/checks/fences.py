@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from kode_conformance.calls.fenced import fenced_writes
+from kode_conformance.calls.fenced import fenced_writes, idle_writes
 from kode_conformance.checks.leases import all_of, take
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.kills.writes import Portrait, missing_kinds, portrait
 from kode_conformance.registry import Capability, check
+from kode_conformance.values import samples
 from kode_core.errors import InvalidArgumentError, LockLostError
 from kode_core.protocols import ExtendedStore, Lease
 
@@ -60,21 +61,32 @@ _ENDED: Final[Mapping[str, Ended]] = {
 @check("LOCK-5", needs=_E, under=(Dimension.ORDERS, Dimension.INSTANCES, Dimension.CHANGES))
 async def each_write_under_each_ended_lease_is_refused(ctx: Context) -> None:
     """Every method that takes a fence, and every part of a turn by itself, raises LockLostError under a lease that has
-    ended, in whatever way, and changes nothing of any kind.
+    ended, in whatever way, and changes nothing of any kind, also where it would find nothing to do, and where there is
+    nothing at all.
     """
     other = await ctx.another()
 
-    async def live(ended: Ended, agent_id: str) -> None:
+    async def live(ended: Ended, agent_id: str, number: int) -> None:
         await fill(ctx.store, agent_id)
         before = await portrait(other, agent_id)
         lease = await ended(ctx.store, other, agent_id)
-        for write in fenced_writes(agent_id, edits=True):
+        for write in (*fenced_writes(agent_id, edits=True), *idle_writes(agent_id)[number % 2 :: 2]):
             await ctx.raises(LockLostError, write.act(ctx.store, agent_id, fence=lease), f"{write.name} under it")
         ctx.equal(await portrait(other, agent_id), before, "the agent after writes that were refused")
 
-    await all_of(
-        {f"a lease {what}": live(ended, f"agent-{number}") for number, (what, ended) in enumerate(_ENDED.items())}
-    )
+    async def lone(agent_id: str, has_info: bool) -> None:
+        if has_info:
+            await ctx.store.save_info(agent_id, samples.info(agent_id))
+        lease = await _released(ctx.store, other, agent_id)
+        for write in idle_writes(agent_id, without=True):
+            await ctx.raises(LockLostError, write.act(ctx.store, agent_id, fence=lease), f"{write.name} under it")
+        if not has_info:
+            await ctx.raises(LockLostError, ctx.store.delete(agent_id, fence=lease), "delete of an absent agent")
+        ctx.equal(await other.load_agent(agent_id) is not None, has_info, "whether the agent exists after them")
+
+    calls = {f"a lease {what}": live(ended, f"agent-{n}", n) for n, (what, ended) in enumerate(_ENDED.items())}
+    calls |= {f"a lease of an agent with {what}": lone(what, what == "an info") for what in ("an info", "nothing")}
+    await all_of(calls)
 
 
 @check("LOCK-5", "OPS-17", needs=_E, absence_ok=True, under=(Dimension.TWINS,))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -126,7 +127,7 @@ async def statistics_tell_names_apart(ctx: Context) -> None:
 
 # --- metadata ---------------------------------------------------------------------------------------------------------
 
-_VALUES: Final[tuple[Any, ...]] = (
+VALUES: Final[tuple[Any, ...]] = (
     *INTEGERS,
     *(value for value in FRACTIONS if not value.is_integer() or abs(value) > 2**63),
     *(math.nextafter(0.1, 1), math.nextafter(1e300, 0), 1e300, 10**22 + 1, 10**40, 10**40 + 1, -(10**40), 2**53 + 2),
@@ -138,8 +139,37 @@ _VALUES: Final[tuple[Any, ...]] = (
     *("y" * length for length in lengths(up_to=8193) if length > 1),
     *("z" * length + end for length in (254, 255, 256, 766, 1023, 2703, 8190) for end in "ab"),
     *({"n": [[i] for i in range(300)]}, {"n": [[i] for i in range(299)]}, "1767258000000", "2026-01-01T09:00:00Z"),
+    *([{"a": 1, "b": 2}], [{"a": 2, "b": 1}], {"a": [{"b": 1, "c": {"d": [{"e": 0, "f": -1}], "g": 2}}], "h": None}),
 )
 """All are different by value: 1.0 is not among them, for it is 1."""
+
+
+def equals(value: Any) -> Iterator[Any]:
+    """The value, and others that are equal to it: with the keys of its dicts in the reverse order at every level, or at
+    every level but the first, and with other numbers that are the same by value.
+    """
+    yield value
+    if (other := _turned(value)) is not value:
+        yield other
+        if type(value) is dict:
+            yield {key: other[key] for key in value}
+    if type(value) is int and int(float(value)) == value:
+        yield float(value)
+    if type(value) is float and value.is_integer() and abs(value) < 1e25:
+        yield int(value)
+    if type(value) is int and value == 0:
+        yield -0.0
+
+
+def _turned(value: Any) -> Any:
+    """The value with the keys of all its dicts in the reverse order; itself if it has no two keys in one dict."""
+    if type(value) is list:
+        items = [_turned(item) for item in value]
+        return value if all(map(operator.is_, items, value)) else items
+    if type(value) is not dict:
+        return value
+    pairs = {key: _turned(item) for key, item in reversed(value.items())}
+    return value if len(value) < 2 and all(pairs[key] is value[key] for key in value) else pairs
 
 
 @check("QRY-2", "VAL-1", needs=_Q, under=(_D.NUMBERS, _D.LOOKALIKES, _D.LENGTHS))
@@ -148,7 +178,7 @@ async def metadata_is_compared_by_value(ctx: Context) -> None:
     by value, whole or not, booleans and texts never as numbers, lists and dicts as wholes. So does a filter of the
     user, which is a text.
     """
-    values = list(_VALUES)
+    values = list(VALUES)
     ctx.rng.shuffle(values)
     await at_once(
         ctx.store.save_info(
@@ -158,9 +188,8 @@ async def metadata_is_compared_by_value(ctx: Context) -> None:
     )
     await ctx.store.save_info("without", samples.info("without", metadata={"w": 1}))
     for i, value in in_time(ctx, list(enumerate(values))):
-        await _finds(ctx, {"v": value}, [f"{i}"])
-        if type(value) is int and abs(value) <= 2**53:
-            await _finds(ctx, {"v": float(value)}, [f"{i}"])
+        for equal in equals(value):
+            await _finds(ctx, {"v": equal}, [f"{i}"])
         text = value if isinstance(value, str) else json.dumps(value)
         found = [session.agent_id for session in await ctx.store.query_sessions(user_id=text)]
         ctx.equal(

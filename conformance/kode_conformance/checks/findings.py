@@ -12,6 +12,7 @@ from kode_conformance.dimensions import Dimension, twins
 from kode_conformance.instruments.pace import sizes_in_time
 from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.model import Message, TextBlock, ToolResultBlock, ToolUseBlock
 from kode_core.protocols import ExtendedStore
@@ -127,9 +128,9 @@ _LONG: Final = 1101
 
 @check("OPS-2", needs=_E, under=(Dimension.ITEMS, Dimension.COMPANY))
 async def every_agent_of_many_is_checked(ctx: Context) -> None:
-    """Each of more than a thousand agents is checked, with info and without: an issue of each is reported once."""
+    """Each of many agents is checked, with info and without: an issue of each is reported once."""
     wanted: dict[str, list[str]] = {}
-    for count in sizes_in_time(ctx, (105, _LONG)):
+    for count in sizes_in_time(ctx, (105,) if ctx.settings.tier is Tier.QUICK else (105, _LONG)):
         agents = [f"agent-{i:04d}" for i in range(len(wanted), count)]
         await at_once(
             ctx.store.save_turn(agent, messages=[_use("o")], info=samples.info(agent) if i % 2 else None)

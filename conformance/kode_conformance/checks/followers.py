@@ -295,3 +295,38 @@ async def _append_in_bursts(ctx: Context, log: Log, stores: tuple[ExtendedStore,
         ]
         await log.append(ctx, stores[size % 2], entries)
         written += size
+
+
+Begun = tuple[dict[str, Any], Sequence[int]]
+"""Where a reader begins, and the offsets of the events that are stored behind it."""
+
+
+async def see_begun(ctx: Context, other: ExtendedStore, begun: Sequence[Begun], seq: int) -> int:
+    """Readers and followers that begin there, in turns of two instances, give the stored events, and the followers then
+    one of this seq, which is appended when they have begun; its offset. One that passes over events gives it at once.
+    """
+    every = [((ctx.store, other)[number % 2], *one) for number, one in enumerate(begun)]
+    for store, begin, wanted in every:
+        read = [event.offset async for event in store.read_events("a", **begin)]
+        ctx.equal(read, list(wanted), f"the offsets that read_events({begin}) gives after a prune")
+    followers: list[Any] = [store.follow_events("a", **begin) for store, begin, _ in every]
+    firsts = [asyncio.ensure_future(anext(follower)) for follower in followers]
+    try:
+        await asyncio.wait(firsts, timeout=_BEGUN_S)
+        (last,) = await ctx.store.append_events("a", [samples.event(seq)])
+        for (_, begin, wanted), follower, first in zip(every, followers, firsts, strict=True):
+            got = [(await asyncio.wait_for(first, _SECONDS)).offset]
+            while got[-1] != last:
+                got.append((await asyncio.wait_for(anext(follower), _SECONDS)).offset)
+            ctx.equal(got, [*wanted, last], f"the offsets of follow_events({begin}) after a prune")
+    finally:
+        for first in firsts:
+            first.cancel()
+        await asyncio.gather(*firsts, return_exceptions=True)
+        for follower in followers:
+            await follower.aclose()
+    return last
+
+
+_BEGUN_S: Final = 2.0
+"""Followers have this long to begin before an event is appended, which is the last one for every follower."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.instruments.pace import sizes_in_time
+from kode_conformance.instruments.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.errors import AgentNotFoundError, InvalidArgumentError
+from kode_core.model import Message, Snapshot, ToolCallRecord, ToolUseBlock
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
@@ -194,3 +197,62 @@ async def all_forks_of_a_call_are_of_one_instant(ctx: Context) -> None:
 def _see_one_version(ctx: Context, found: dict[str, object], what: str) -> None:
     wanted = {kind: found["todos"] if kind != "how many" else (12, 5) for kind in found}
     ctx.equal(found, wanted, f"{what}: the turns that it holds")
+
+
+# --- forks of a part --------------------------------------------------------------------------------------------------
+
+
+async def see_forks_after_edits(
+    ctx: Context, other: ExtendedStore, messages: Sequence[Message], snapshot: Snapshot
+) -> None:
+    """After each kind of edit of the agent p, a fork of the snapshot has the snapshot's messages, and a fork of the
+    first messages has the present ones, with their times and the tool calls that they use.
+    """
+    stores = (ctx.store, other)
+    for number, (what, edit) in enumerate(in_time(ctx, _edits(messages, snapshot).items())):
+        await edit(stores[number % 2], "p")
+        kept = await other.load_snapshot("p", "s")
+        present = await other.load_messages("p")
+        times = [one.created_at async for one in other.read_messages("p")]
+        used = await other.load_tool_call_records("p")
+        assert kept is not None
+        child = await stores[1 - number % 2].fork("p", snapshot_id="s")
+        ctx.equal(await ctx.store.load_messages(child), [*kept.messages], f"the messages of the snapshot, after {what}")
+        ctx.equal(await other.load_tool_call_records(child), _used(used, kept.messages), f"its calls, after {what}")
+        for length in sorted({0, min(2, len(present)), len(present)}):
+            child = await stores[number % 2].fork("p", length=length)
+            told = f"the first {length} of {len(present)} messages, after {what}"
+            ctx.equal(await other.load_messages(child), present[:length], told)
+            ctx.equal(
+                [one.created_at async for one in ctx.store.read_messages(child)], times[:length], f"times of {told}"
+            )
+            ctx.equal(await other.load_tool_call_records(child), _used(used, present[:length]), f"the calls of {told}")
+
+
+def _used(calls: Sequence[ToolCallRecord], messages: Sequence[Message]) -> list[ToolCallRecord]:
+    """The tool calls that messages use."""
+    used = {block.id for one in messages for block in one.content if isinstance(block, ToolUseBlock)}
+    return [call for call in calls if call.id in used]
+
+
+def _edits(
+    messages: Sequence[Message], snapshot: Snapshot
+) -> Mapping[str, Callable[[ExtendedStore, str], Awaitable[Any]]]:
+    """Edits of a list of messages of which a snapshot has the first three, one after the other."""
+    late = [samples.message(0), Message("assistant", [ToolUseBlock("late", "t", {})]), *samples.messages(7, 500)]
+    return {
+        "a replacement of one": lambda s, a: s.replace_message(a, 1, samples.message(text="another")),
+        "a replacement of the last": lambda s, a: s.replace_message(a, len(messages) - 1, messages[1]),
+        "a pop": lambda s, a: s.pop_messages(a, 3),
+        "an append": lambda s, a: s.append_messages(a, late),
+        "a truncate within the snapshot": lambda s, a: s.truncate_messages(a, 2),
+        "an append behind that": lambda s, a: s.append_messages(a, late[1:]),
+        "a save of others": lambda s, a: s.save_messages(a, late[::-1]),
+        "a save of as many as the snapshot has": lambda s, a: s.save_messages(a, late[:3]),
+        "a turn": lambda s, a: s.save_turn(a, messages=late[2:5]),
+        "a save of the snapshot with other messages": lambda s, a: s.save_snapshot(
+            a, snapshot.replace(messages=[*late, *messages[:2]])
+        ),
+        "a save of none": lambda s, a: s.save_messages(a, []),
+        "a save of more": lambda s, a: s.save_messages(a, [*messages, *late]),
+    }

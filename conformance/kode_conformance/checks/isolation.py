@@ -11,6 +11,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.layering import Trouble
 from kode_conformance.kills.writes import FORK, WRITES, Expected, expected, portrait, seed
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.engine import Engine
 from kode_core.errors import InvalidArgumentError, LockLostError, PayloadTooLargeError, StoreUnavailableError
@@ -98,7 +99,7 @@ async def _prepare(ctx: Context, store: ExtendedStore, rounds: str) -> dict[str,
     return wanted
 
 
-@check("OPS-13", needs=_E, under=(Dimension.COMPANY, Dimension.INTERRUPTIONS))
+@check("OPS-13", needs=_E, tier=Tier.STANDARD, under=(Dimension.COMPANY, Dimension.INTERRUPTIONS))
 async def what_hangs_holds_up_no_other_agent(ctx: Context) -> None:
     """While calls of every kind hang in the engine for some agents, every kind of call for others ends; let go, the
     ones that hung end, too.
@@ -140,7 +141,7 @@ async def _see_that_one_write_ends(ctx: Context, store: ExtendedStore, name: str
         ) from None
 
 
-@check("OPS-13", needs=_E, under=(Dimension.COMPANY, Dimension.DAMAGE))
+@check("OPS-13", needs=_E, tier=Tier.STANDARD, under=(Dimension.COMPANY, Dimension.DAMAGE))
 async def what_fails_fails_no_other_agent(ctx: Context) -> None:
     """While calls of every kind fail in the engine for some agents, also together with others at once, every kind of
     call for others succeeds, and the ones that failed succeed afterwards.
@@ -237,7 +238,7 @@ async def _outcome(call: Awaitable[Any]) -> Any:
         return exc
 
 
-@check("OPS-13", "OPS-15", needs=_E, under=(Dimension.COMPANY, Dimension.LENGTHS))
+@check("OPS-13", "OPS-15", needs=_E, tier=Tier.STANDARD, under=(Dimension.COMPANY, Dimension.LENGTHS))
 async def a_large_write_holds_up_no_other_agent(ctx: Context) -> None:
     """While one agent's large list is saved, reads for another agent begin and end."""
     await seed(ctx.store, "small")

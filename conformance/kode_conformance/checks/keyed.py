@@ -15,8 +15,9 @@ from kode_conformance.instruments.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
+from kode_core.codec import from_dict, to_dict
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
-from kode_core.model import AppendedMessage, Message
+from kode_core.model import AgentRecords, AppendedMessage, Message
 from kode_core.protocols import ExtendedStore
 
 _N = Capability.EXTENDED | Capability.DOCUMENTS
@@ -120,6 +121,46 @@ async def keys_outlive_their_messages(ctx: Context) -> None:
         ctx.equal(await other.load_messages("a"), [], "the messages after the delete")
 
 
+@check("LIFE-8", "LIFE-7", "MSG-12", needs=_N, under=(_D.INSTANCES, _D.ITEMS, _D.ORDERS))
+async def keys_go_along_with_imports(ctx: Context) -> None:
+    """An imported agent knows the keys of the agent that was loaded, with their positions, and no others; an import of
+    wrong ones is refused.
+    """
+    other, keys = await ctx.another(), [f"k{i:03}" for i in range(300)]
+    await _append(ctx.store, _under(keys))
+    await ctx.store.pop_messages("a", 40)
+    records = await other.load_agent("a")
+    assert records is not None
+    ctx.equal(records.message_keys, {key: i for i, key in enumerate(keys)}, "the keys of an agent loaded whole")
+    ctx.equal(from_dict(AgentRecords, to_dict(records)), records, "the agent as JSON and back")
+    for what, wrong in _wrong_keys():
+        given = records.replace(message_keys=wrong)
+        await ctx.raises(InvalidArgumentError, other.import_agent("b", given), f"an import with {what}")
+        ctx.equal(await ctx.store.load_agent("b"), None, f"the agent after an import with {what}")
+    await other.import_agent("b", records)
+    found = await _append(ctx.store, _under([*keys[::7], "new"]), "b")
+    wanted = {key: AppendedMessage(7 * i, False) for i, key in enumerate(keys[::7])}
+    ctx.equal(found, {**wanted, "new": AppendedMessage(len(keys) - 40, True)}, "keys after an import")
+    ctx.equal(len(await other.load_messages("b")), len(keys) - 39, "the messages after keys that are known")
+    await other.delete("b")
+    await ctx.store.import_agent("b", records.replace(message_keys={}))
+    found = await _append(other, _under(keys[:2]), "b")
+    ctx.equal(found, _at(keys[:2], len(keys) - 40, is_new=True), "keys after an import without keys")
+
+
+def _wrong_keys() -> list[tuple[str, Any]]:
+    return [
+        ("keys that are a list", ["k"]),
+        ("an empty key", {"": 0}),
+        ("a long key", {"k" * 401: 0}),
+        ("a key that is no text", {1: 0}),
+        ("a position below 0", {"k": -1}),
+        ("a position that is a bool", {"k": True}),
+        ("a position that is text", {"k": "0"}),
+        ("a position of 63 bits", {"k": 2**62}),
+    ]
+
+
 @check("MSG-12", "FORK-1", "FORK-4", "DOC-5", needs=_N, under=(_D.CHANGES, _D.INSTANCES, _D.ITEMS))
 async def forks_have_no_keys(ctx: Context) -> None:
     """No kind of fork knows the keys of its parent, which knows none of theirs."""
@@ -218,7 +259,12 @@ async def one_of_several_with_a_key_appends(ctx: Context) -> None:
     await _see_once(ctx, [f"k{n:03}" for n in range(each + 2)], new, places)
 
 
-@check("MSG-12", "DUR-1", "DUR-3", needs=_N | Capability.CROSS_PROCESS, under=(_D.PROCESSES, _D.COMPANY, _D.CRASHES))
+@check(
+    *("MSG-12", "DUR-1", "DUR-3"),
+    needs=_N | Capability.CROSS_PROCESS,
+    tier=Tier.STANDARD,
+    under=(_D.PROCESSES, _D.COMPANY, _D.CRASHES),
+)
 async def processes_append_once(ctx: Context) -> None:
     """Processes that append under the same keys, one of which is killed, append each message once, where they say."""
     each, gate = 5 * _EACH[ctx.settings.tier], ctx.folder / "gate"

@@ -76,7 +76,7 @@ async def the_last_of_many_is_refused_with_all(ctx: Context) -> None:
     ctx.equal(await portrait(ctx.store, "a"), before, "the agent after all of these were refused, in this instance")
 
 
-@check("LOCK-5", *_LISTS, needs=Capability.EXTENDED, under=(_D.ITEMS, _D.INSTANCES))
+@check("LOCK-5", *_LISTS, needs=Capability.EXTENDED, tier=Tier.STANDARD, under=(_D.ITEMS, _D.INSTANCES))
 async def nothing_of_a_large_call_under_a_lost_lease(ctx: Context) -> None:
     """A call of hundreds of records under a lease that has ended raises LockLostError, by whatever method and list, and
     stores nothing; under the lease that is held all of it is stored.
@@ -103,7 +103,7 @@ async def nothing_of_a_large_call_under_a_lost_lease(ctx: Context) -> None:
 # --- cancelled --------------------------------------------------------------------------------------------------------
 
 
-@check("OPS-9", *_LISTS, under=(_D.INTERRUPTIONS, _D.ITEMS, _D.INSTANCES))
+@check("OPS-9", *_LISTS, tier=Tier.STANDARD, under=(_D.INTERRUPTIONS, _D.ITEMS, _D.INSTANCES))
 async def a_large_call_that_is_cancelled(ctx: Context) -> None:
     """A call of hundreds of records, by whatever method and list, that is cancelled at its first step, after a third or
     after most of its time is stored whole or not at all, as the next reads of this store and of others show.
@@ -148,7 +148,7 @@ def _runs(found: Mapping[str, str], before: Mapping[str, str], after: Mapping[st
 # --- in company -------------------------------------------------------------------------------------------------------
 
 
-@check(*_LISTS, "OPS-10", under=(_D.ITEMS, _D.COMPANY, _D.INSTANCES))
+@check(*_LISTS, "OPS-10", tier=Tier.STANDARD, under=(_D.ITEMS, _D.COMPANY, _D.INSTANCES))
 async def two_large_calls_at_once(ctx: Context) -> None:
     """Two calls of hundreds of records, by the same method to the same agent at once, in two instances, are each stored
     in one piece, in all their kinds, as after one of the two orders.
@@ -176,7 +176,9 @@ async def two_large_calls_at_once(ctx: Context) -> None:
 _POLLED: Final = {Tier.QUICK: (1101,), Tier.STANDARD: (1101, 2500, 10_001), Tier.THOROUGH: (1101, 2500, 10_001)}
 
 
-@check(*_LISTS, "MSG-6", "QRY-8", "LIFE-3", stochastic=True, under=(_D.ITEMS, _D.COMPANY, _D.INSTANCES))
+@check(
+    *_LISTS, "MSG-6", "QRY-8", "LIFE-3", tier=Tier.STANDARD, stochastic=True, under=(_D.ITEMS, _D.COMPANY, _D.INSTANCES)
+)
 async def more_than_a_thousand_are_seen_whole(ctx: Context) -> None:
     """While one call of more than a thousand records is under way, by whatever method and list, a poll of loads,
     queries, counts and the list in another instance sees all of it or nothing, and never nothing again after all; the

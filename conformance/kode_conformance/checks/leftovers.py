@@ -97,7 +97,7 @@ async def _locked(stores: Sequence[ExtendedStore], prefix: str, *, is_entered: b
         await asyncio.gather(*(holder.task for holder in holders), return_exceptions=True)
 
 
-@check("LOCK-6", needs=_E, under=(Dimension.COSTS, Dimension.INSTANCES))
+@check("LOCK-6", needs=_E, tier=Tier.STANDARD, under=(Dimension.COSTS, Dimension.INSTANCES))
 async def a_thousand_locks_cost_nothing(ctx: Context) -> None:
     """A thousand locks that are held take no connection, no descriptor and no thread each, awaited by one instance or
     entered by two, and the store works on meanwhile.
@@ -310,7 +310,7 @@ async def _see_it_works(ctx: Context) -> None:
 _UNDER: Final = (Dimension.COSTS, Dimension.INTERRUPTIONS)
 
 
-@check("OPS-5", under=_UNDER)
+@check("OPS-5", tier=Tier.STANDARD, under=_UNDER)
 async def nothing_is_left_of_a_closed_store(ctx: Context) -> None:
     """A store that was opened, used and closed leaves no descriptor, connection, thread or task, however it was used
     and however that ended.
@@ -319,7 +319,7 @@ async def nothing_is_left_of_a_closed_store(ctx: Context) -> None:
     await _see_it_works(ctx)
 
 
-@check("OPS-5", "LOCK-3", needs=_E, under=_UNDER)
+@check("OPS-5", "LOCK-3", needs=_E, tier=Tier.STANDARD, under=_UNDER)
 async def nothing_is_left_of_streams_and_locks(ctx: Context) -> None:
     """A store that was searched, streamed from and locked, and closed while streams and locks were open, leaves no
     descriptor, connection, thread or task.
@@ -328,7 +328,7 @@ async def nothing_is_left_of_streams_and_locks(ctx: Context) -> None:
     await _see_it_works(ctx)
 
 
-@check("OPS-5", "OPS-8", needs=Capability.PERSISTENT, under=(Dimension.COSTS, Dimension.DAMAGE))
+@check("OPS-5", "OPS-8", needs=Capability.PERSISTENT, tier=Tier.STANDARD, under=(Dimension.COSTS, Dimension.DAMAGE))
 async def failed_opens_leave_nothing(ctx: Context) -> None:
     """A store that cannot be opened leaves no descriptor, connection, thread or task behind."""
     harness = ctx.harness

@@ -16,6 +16,7 @@ from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.errors import InvalidArgumentError
+from kode_core.model import DeleteDocument, PutDocument
 from kode_core.protocols import ExtendedStore
 
 
@@ -95,6 +96,23 @@ async def agents_without_info_are_listed_when_asked_for(ctx: Context) -> None:
             ctx.equal(await store.list(prefix), [f"{prefix}info"], f"the ids with info that begin with {prefix!r}")
         everyone = await store.list(include_without_info=True)
         ctx.equal(everyone, sorted(prefix + name for prefix in ("a_", "b_") for name in writes), "all ids")
+
+
+@check("LIFE-2", needs=Capability.EXTENDED | Capability.DOCUMENTS, under=(Dimension.INSTANCES,))
+async def agents_whose_documents_are_gone_are_not_listed(ctx: Context) -> None:
+    """An agent whose last document was deleted has nothing, and its id is not listed; with another record it is."""
+    other = await ctx.another()
+    for name in ("all", "some", "with todos", "again"):
+        await ctx.store.write_documents(name, [PutDocument("c", f"k{i}", i) for i in range(3)])
+    await ctx.store.save_todos("with todos", samples.todos("x"))
+    for name in ("all", "with todos", "again"):
+        await other.write_documents(name, [DeleteDocument("c", f"k{i}") for i in range(3)])
+    await other.delete_document("some", "c", "k0")
+    await ctx.store.put_document("again", "d", "k", 1)
+    for store in (ctx.store, other):
+        found = await store.list(include_without_info=True)
+        ctx.equal(found, ["again", "some", "with todos"], "the ids of the agents that have records")
+        ctx.equal(await store.list("all", include_without_info=True), [], "the agent without any")
 
 
 _LISTED: Final = (1_200, 5_001, 10_001)
@@ -200,7 +218,7 @@ async def delete_many_deletes_what_matches(ctx: Context) -> None:
             agent, info=samples.info(agent, template_id=template, created_at=i), append=samples.messages(1)
         )
     ctx.equal(await ctx.store.delete_many(template_id="old", created_after=5), 235, "how many were deleted")
-    ctx.equal(await ctx.store.list(), [f"a{i:03d}" for i in (*range(5), *range(240, 250))], "who is left")
+    ctx.equal(await ctx.store.list(), [f"a{i:03d}" for i in (*range(5), *range(240, 250))], "the agents that are left")
     ctx.equal(await ctx.store.load_messages("a100"), [], "the messages of one that was deleted")
 
 

@@ -265,7 +265,7 @@ _SEEN: Final[Mapping[str, Callable[[Store, str], Awaitable[object]]]] = {
 }
 
 
-@check("TURN-1", "MSG-1", under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.INSTANCES))
+@check("TURN-1", "MSG-1", tier=Tier.STANDARD, under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.INSTANCES))
 async def a_turn_is_seen_whole_in_all_its_kinds(ctx: Context) -> None:
     """A reader that sees one kind of a turn while it is saved sees every other kind of it afterwards, however many
     records it has of each.
@@ -309,6 +309,7 @@ async def a_turn_is_seen_whole_in_all_its_kinds(ctx: Context) -> None:
     "DUR-1",
     "OPS-5",
     needs=Capability.PERSISTENT,
+    tier=Tier.STANDARD,
     under=(Dimension.ORDERS, Dimension.INSTANCES, Dimension.CHANGES),
 )
 async def an_instance_that_closes_late_takes_nothing_back(ctx: Context) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, get_type_hints
@@ -15,7 +16,7 @@ from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_conformance.values.many import at_once, same
 from kode_core.errors import InvalidArgumentError
-from kode_core.model import Message, UnknownBlock
+from kode_core.model import Message, TextBlock, UnknownBlock
 from kode_core.query import MAX_VALUES, AnyOf, MessageConditions, SessionConditions, ToolCallConditions
 
 _D: Final = Dimension
@@ -45,7 +46,14 @@ async def _save(store: Any, i: int) -> None:
     )
     types = ("video", "image", "hologram")
     messages = [
-        Message(("user", "system", "critic")[(i + j) % 3], [UnknownBlock({"type": one}) for one in types[j : i % 4]])
+        Message(
+            ("user", "system", "critic")[(i + j) % 3],
+            [
+                TextBlock(("a Word of it", "none")[i // 2 % 2]),
+                *(UnknownBlock({"type": one}) for one in types[j : i % 4]),
+            ],
+            metadata={"k": (i + j) // 4 % 2},
+        )
         for j in range(2)
     ]
     calls = [
@@ -88,20 +96,27 @@ def _lists(values: Sequence[str], turn: int) -> Iterator[Sequence[str]]:
 
 
 def _asked(kind: str, every: Sequence[Any], turn: int) -> Iterator[dict[str, Any]]:
-    """Each filter with each list, and pairs of filters of which one or both have one."""
+    """Each filter with each list, and pairs of filters of which one or both have one; of messages, also three."""
     values = {name: _values(kind, name, every) for name in LISTED[kind]}
     for name, known in values.items():
         for number, wanted in enumerate(_lists(known, turn)):
             # "" is no agent's id
             yield {name: _FORMS[(turn + number) % len(_FORMS)]([one for one in wanted if one or name != "agent_id"])}
     middle = every[len(every) // 2].created_at
+    last = every[len(every) * 3 // 4].created_at
     more: dict[str, Any] = {"created_after": middle, "metadata": {"k": 1}, "is_error": True}
+    more |= {"contains": "WORD", "created_before": last}
     for one, two in itertools.combinations(values, 2):
         yield {one: values[one][turn % 2 : 4], two: values[two][:2]}
         yield {one: values[one][-3:], two: values[two][turn % len(values[two])]}
-    for name, (other, value) in itertools.product(values, more.items()):
-        if other in _HINTS[kind]:
-            yield {name: values[name][turn % 2 : 3], other: value}
+    others = {other: value for other, value in more.items() if other in _HINTS[kind]}
+    for name, (other, value) in itertools.product(values, others.items()):
+        yield {name: values[name][turn % 2 : 3], other: value}
+    if kind == "messages":
+        for name, (one, two) in itertools.product(values, itertools.combinations(others, 2)):
+            yield {name: values[name][:2], one: others[one], two: others[two]}
+        for one, two in itertools.combinations(values, 2):
+            yield {one: values[one][:3], two: values[two][:2], "contains": more["contains"]}
 
 
 @check("QRY-2", "QRY-3", "QRY-5", "QRY-6", needs=_L, under=(_D.ORDERS, _D.ITEMS, _D.EQUALS, _D.INSTANCES))
@@ -188,6 +203,7 @@ _BAD: Final[Sequence[Any]] = (
 async def lists_are_checked(ctx: Context) -> None:
     """A list with a value of another type, another collection, or more than 100 different values raises
     InvalidArgumentError, by queries, counts, iterators and delete_many; one of 100, however often repeated, is taken.
+    So does each wrong argument next to an empty list, by which nothing can be found, before it and behind it.
     """
     await ctx.store.save_info("a", samples.info("a"))
     many = [f"x{i}" for i in range(MAX_VALUES)]
@@ -200,8 +216,36 @@ async def lists_are_checked(ctx: Context) -> None:
             ctx.true(not await call(**{name: many * 2}), f"{call.__name__} takes {MAX_VALUES} values, each twice")
         refused = anext(getattr(ctx.store, f"iter_{kind}")(**{name: [*many, "y"]}))
         await ctx.raises(InvalidArgumentError, refused, f"iter_{kind}({name}=) of {MAX_VALUES + 1} values")
+        await _see_empty(ctx, kind, name)
     await ctx.raises(InvalidArgumentError, ctx.store.query_sessions(agent_id=["a", ""]), "a list with no agent's id")
     ctx.true(await ctx.store.exists("a"), "delete_many that is refused deletes nothing")
+
+
+async def _see_empty(ctx: Context, kind: str, name: str) -> None:
+    """Whatever is wrong next to an empty list of this filter is refused, by every method that takes the filter."""
+    query, count, iterate, group = (
+        getattr(ctx.store, f"{verb}_{kind}") for verb in ("query", "count", "iter", "group")
+    )
+    by = _GROUPED[kind][0]
+    calls: dict[str, Callable[..., Any]] = {
+        f"query_{kind}": query,
+        f"count_{kind}": count,
+        f"iter_{kind}": lambda **given: anext(iterate(**given)),
+        f"group_{kind}": lambda **given: group(by, **given),
+    }
+    calls |= {"delete_many": ctx.store.delete_many} if kind == "sessions" else {}
+    wrong: list[dict[str, Any]] = [{other: bad} for other in LISTED[kind] for bad in (5, None, ["a", 1])]
+    wrong += [{"unknown": []}, {"contians": "x"}, {"created_after": "x"}, {"created_before": None}]
+    wrong += [{"metadata": []}, {"contains": ""}, {"is_error": "true"}, {"agent_id": ""}]
+    for call in calls:
+        for bad in wrong:
+            if name not in bad:
+                for given in ({name: [], **bad}, {**bad, name: ()}):
+                    await ctx.raises(InvalidArgumentError, calls[call](**given), f"{call}({given})")
+    for given in ({"limit": -1}, {"offset": -1}, {"order": "up"}, {"cursor": "x"}, {"sort_by": "x"}):
+        await ctx.raises(InvalidArgumentError, query(**{name: []}, **given), f"query_{kind}({name}=[], {given})")
+        await ctx.raises(InvalidArgumentError, count(**{name: []}, **given), f"count_{kind}({name}=[], {given})")
+    await ctx.raises(InvalidArgumentError, group("unknown", **{name: []}), f"group_{kind}('unknown', {name}=[])")
 
 
 @check("LIFE-5", "QRY-2", needs=_L | Capability.EXTENDED, under=(_D.ITEMS, _D.INSTANCES))
@@ -269,8 +313,8 @@ async def counts_are_of_what_is_found(ctx: Context) -> None:
 
 @check("QRY-10", "QRY-2", needs=_L, under=(_D.ITEMS, _D.EQUALS))
 async def counts_by_lists(ctx: Context) -> None:
-    """A count by lists is the number of the records that a query finds by them: one with two of the values counts once,
-    and an empty list counts 0.
+    """A count by lists, with whatever other filters, is the number of the records that a query finds by them, and so is
+    the sum of its groups: one with two of the values counts once, and an empty list counts 0.
     """
     for i in range(_AGENTS):
         await _save(ctx.store, i)
@@ -280,6 +324,19 @@ async def counts_by_lists(ctx: Context) -> None:
             wanted = sum(matches(kind, one, filters) for one in every)
             shown = ", ".join(f"{name}={value!r:.80}" for name, value in filters.items())
             ctx.equal(await getattr(ctx.store, f"count_{kind}")(**filters), wanted, f"count_{kind}({shown})")
+            by, attribute = _GROUPED[kind]
+            groups = await getattr(ctx.store, f"group_{kind}")(by, **filters)
+            found = collections.Counter(getattr(one, attribute) for one in every if matches(kind, one, filters))
+            counted = {group.values[by]: group.count for group in groups}
+            ctx.equal(dict(sorted(counted.items())), dict(sorted(found.items())), f"group_{kind}({by!r}, {shown})")
+
+
+_GROUPED: Final = {
+    "sessions": ("template_id", "template_id"),
+    "messages": ("role", "role"),
+    "tool_calls": ("tool_name", "name"),
+}
+"""By the kind of record, what its groups are made by, and the attribute that has it."""
 
 
 @check("QRY-10", "QRY-1", needs=_Q, under=(_D.ITEMS,))

@@ -156,7 +156,9 @@ async def a_lease_lasts_its_whole_time(ctx: Context) -> None:
     await asyncio.gather(*(held(ttl_ms, renewed) for ttl_ms in _ODD_MS for renewed in (False, True)))
 
 
-@check("LOCK-3", needs=_E | Capability.CROSS_PROCESS, under=(Dimension.CRASHES, Dimension.PROCESSES))
+@check(
+    "LOCK-3", needs=_E | Capability.CROSS_PROCESS, tier=Tier.STANDARD, under=(Dimension.CRASHES, Dimension.PROCESSES)
+)
 async def a_killed_holder_is_followed(ctx: Context) -> None:
     """The lock of a process that was killed is free when its time is over, and not before."""
     process = await ctx.process("hold_lock", "a", 1500)

@@ -21,6 +21,7 @@ _E = Capability.EXTENDED
 _TIMEOUT_MS: Final = 1_000
 _STEP_S: Final = 0.07
 _AGENTS: Final = 8
+_FEW_AGENTS: Final = 3
 """So many steps take longer than the deadline together, and none does by itself."""
 
 
@@ -85,21 +86,22 @@ async def maintenance_has_no_total_deadline(ctx: Context) -> None:
     """
     scale = min(ctx.harness.patience, 4.0)
     timeout_ms, step = int(scale * _TIMEOUT_MS), scale * _STEP_S
-    ids = await _fill(ctx.store)
+    ids = await _fill(ctx.store, _FEW_AGENTS)
     store, steps = await stepping(ctx, timeout_ms=timeout_ms)
     await store.exists("nobody")
     steps.seconds = step
     result = await _unhurried("check_consistency", store.check_consistency())
-    ctx.equal((result.consistent, result.agents_checked), (True, _AGENTS), "the result of the check")
+    ctx.equal((result.consistent, result.agents_checked), (True, _FEW_AGENTS), "the result of the check")
     ctx.true(len(steps.calls) * step * 1000 > timeout_ms, "the check must look at each agent")
     if has_backup(ctx):
         made = await _unhurried("backup", store.backup(ctx.folder / "copy"))
         ctx.true(all(path.exists() for path in made), "what backup made must be there")
     steps.seconds = 0.6 * timeout_ms / 1000
     metrics = await _unhurried("get_metrics", store.get_metrics())
-    ctx.equal(metrics.storage.total_agents, _AGENTS, "how many agents the metrics count")
+    ctx.equal(metrics.storage.total_agents, _FEW_AGENTS, "how many agents the metrics count")
+    steps.seconds = 0.4 * timeout_ms / 1000  # a step may call the engine twice
     ctx.equal(await _unhurried("delete_many", store.delete_many(template_id="old")), len(ids), "how many were deleted")
-    ctx.equal(await ctx.store.list(), [], "who is left")
+    ctx.equal(await ctx.store.list(), [], "the agents that are left")
 
 
 async def _unhurried(name: str, call: Awaitable[Any]) -> Any:
@@ -172,7 +174,7 @@ async def an_error_says_how_many_were_deleted(ctx: Context) -> None:
     ctx.true(str(120 - len(left)) in text, f"{120 - len(left)} agents are gone; the error must say so: {text}")
     layers[-1].failing = {}
     ctx.equal(await store.delete_many(template_id="old"), len(left), "how many were deleted when it was called again")
-    ctx.equal(await ctx.store.list(), [], "who is left")
+    ctx.equal(await ctx.store.list(), [], "the agents that are left")
 
 
 @check("LIFE-5", needs=_E, under=(Dimension.COMPANY,))
@@ -191,7 +193,7 @@ async def a_session_that_changes_is_looked_at_again(ctx: Context) -> None:
     steps.before = change
     deleted = await store.delete_many(template_id="old")
     ctx.true(steps.before is None, "delete_many must delete by way of the engine")
-    ctx.equal(await ctx.store.list(), [ids[3], "agt-late"], "who is left")
+    ctx.equal(await ctx.store.list(), [ids[3], "agt-late"], "the agents that are left")
     ctx.equal(deleted, 11, "how many were deleted")
     ctx.equal(
         await ctx.store.load_messages(ids[3]), samples.messages(2), "the messages of the one that stopped matching"
@@ -227,4 +229,4 @@ async def maintenance_holds_up_no_writer(ctx: Context) -> None:
         finally:
             layers[-1].let_go.set()
         await under_way
-    ctx.equal(await ctx.store.list(), ["other"], "who is left")
+    ctx.equal(await ctx.store.list(), ["other"], "the agents that are left")

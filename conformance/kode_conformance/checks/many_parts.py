@@ -16,6 +16,7 @@ from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension, counts
 from kode_conformance.instruments.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.model import (
     AgentEvent,
@@ -133,7 +134,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
 }
 
 
-@check("VAL-4", "VAL-1", "VAL-6", under=(Dimension.ITEMS, Dimension.CHANGES, Dimension.INSTANCES))
+@check("VAL-4", "VAL-1", "VAL-6", tier=Tier.STANDARD, under=(Dimension.ITEMS, Dimension.CHANGES, Dimension.INSTANCES))
 async def records_with_any_number_of_parts(ctx: Context) -> None:
     """However many items there are in each list, mapping and JSON value of a record, all of them come back in their
     order, in any instance; so they do after the record was replaced by one with fewer.

@@ -11,6 +11,7 @@ from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_conformance.values.many import all_of, at_once, same, views
 from kode_core.model import ToolCallRecord
@@ -170,6 +171,7 @@ def _info(i: int) -> Any:
 @check(
     *("QRY-5", "LIFE-2", "LIFE-5", "QRY-3", "QRY-4", "QRY-6"),
     needs=_Q,
+    tier=Tier.STANDARD,
     under=(Dimension.ITEMS, Dimension.EQUALS, Dimension.INSTANCES),
 )
 async def many_agents(ctx: Context) -> None:

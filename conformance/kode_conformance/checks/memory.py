@@ -65,7 +65,7 @@ async def _write(store: ExtendedStore, agent_id: str, mark: int) -> None:
     await store.save_tool_call_records(agent_id, [samples.tool_call(mark, result={"text": text[1:], "n": [mark]})])
 
 
-@check("OPS-14", needs=_E | Capability.PERSISTENT, under=(Dimension.COSTS, Dimension.ITEMS))
+@check("OPS-14", needs=_E | Capability.PERSISTENT, tier=Tier.STANDARD, under=(Dimension.COSTS, Dimension.ITEMS))
 async def what_is_remembered_is_bounded(ctx: Context) -> None:
     """A store that wrote, changed and read many agents with large records holds no more of them than its limit, whether
     or not they were written by it.

@@ -80,6 +80,11 @@ async def queries_after_pairs_of_changes(ctx: Context) -> None:
     await follow(ctx, stores, made(), How(queries=True, end=False))
 
 
+def _number(ctx: Context, few: int, share: float) -> int:
+    """How many histories to follow: a *few* at quick, and a *share* of the examples of later tiers."""
+    return few if ctx.settings.tier is Tier.QUICK else round(share * ctx.effort.examples)
+
+
 # --- random histories -------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +120,7 @@ async def random_histories_with_forks(ctx: Context) -> None:
     await follow_the_model(ctx, histories=count, more=more, newer=newer, newer_ones=count // 2, full=True, how=how)
 
 
-@check("QRY-2", *_QUERIES, "MSG-4", needs=_Q, stochastic=True, under=_UNDER)
+@check("QRY-2", *_QUERIES, "MSG-4", needs=_Q, tier=Tier.STANDARD, stochastic=True, under=_UNDER)
 async def random_histories_and_queries(ctx: Context) -> None:
     """After any sequence of calls, queries and statistics find what the agents hold, and nothing else."""
     await follow_the_model(
@@ -138,7 +143,17 @@ async def random_histories_of_long_lists(ctx: Context) -> None:
     await follow_the_model(ctx, histories=max(1, ctx.effort.examples // 12), how=How(queries=True), large=True)
 
 
-@check("LOCK-5", "LOCK-1", "LOCK-2", "LOCK-3", "LOCK-4", needs=Capability.EXTENDED, stochastic=True, under=_UNDER)
+@check(
+    "LOCK-5",
+    "LOCK-1",
+    "LOCK-2",
+    "LOCK-3",
+    "LOCK-4",
+    needs=Capability.EXTENDED,
+    tier=Tier.STANDARD,
+    stochastic=True,
+    under=_UNDER,
+)
 async def random_histories_under_leases(ctx: Context) -> None:
     """After any sequence of calls and leases a lock has one holder, and writes under an ended lease change nothing."""
     more = {"acquire": 9, "release": 6, "release_old": 3, "lapse": 2 if ctx.settings.tier else 0}
@@ -146,7 +161,7 @@ async def random_histories_under_leases(ctx: Context) -> None:
     await follow_the_model(ctx, histories=count, more=more, newer=newer_calls(ctx), newer_ones=count // 2)
 
 
-@check("EVT-7", "EVT-2", stochastic=True, under=_UNDER)
+@check("EVT-7", "EVT-2", tier=Tier.STANDARD, stochastic=True, under=_UNDER)
 async def random_histories_are_followed(ctx: Context) -> None:
     """Whatever is appended in any sequence of calls, to logs that were deleted and begun anew as well, all followers
     see it once and in the order of offsets.
@@ -178,20 +193,20 @@ async def random_histories_of_edits(ctx: Context) -> None:
     updated agents and forks from any point, the store holds the contents that the contract demands; each call returns
     its own result; versions and times are as the contract says.
     """
-    await follow_the_model(ctx, histories=2 * ctx.effort.examples, newer=EDITS)
+    await follow_the_model(ctx, histories=_number(ctx, 12, 2.0), newer=EDITS)
 
 
-@check("EVT-8", "EVT-2", needs=Capability.EXTENDED, stochastic=True, under=_UNDER)
+@check("EVT-8", "EVT-2", needs=Capability.EXTENDED, tier=Tier.STANDARD, stochastic=True, under=_UNDER)
 async def random_histories_of_emitted_events(ctx: Context) -> None:
     """After any sequence of emits, appends, deletes and leases each emitted event has the numbers that it must have: in
     order, in one piece, and under a lease above all that were stored when the lock was taken.
     """
     newer = {op: 3 * weight for op, weight in EDITS.items() if op.startswith("emit")}
-    await follow_the_model(ctx, histories=ctx.effort.examples, more={"acquire": 8, "release": 6}, newer=newer)
+    await follow_the_model(ctx, histories=_number(ctx, 6, 1.0), more={"acquire": 8, "release": 6}, newer=newer)
 
 
 @check(
-    *("DOC-2", "DOC-1", "DOC-3", "DOC-4", "DOC-5", "VER-1"),
+    *("DOC-2", "DOC-1", "DOC-3", "DOC-4", "DOC-5", "DOC-7", "DOC-8", "VER-1"),
     needs=Capability.EXTENDED | Capability.DOCUMENTS,
     stochastic=True,
     under=_UNDER,
@@ -200,7 +215,7 @@ async def random_histories_of_documents(ctx: Context) -> None:
     """After any sequence of calls and writes of documents, alone, together and in turns, of which some demand
     versions, all documents are read as they were put, by key, in ranges and in pages.
     """
-    await follow_the_model(ctx, histories=ctx.effort.examples, newer={**DOCUMENTS, "fork": 3})
+    await follow_the_model(ctx, histories=_number(ctx, 8, 1.0), newer={**DOCUMENTS, "fork": 3})
 
 
 @check(

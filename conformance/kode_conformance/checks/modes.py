@@ -17,6 +17,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Space
 from kode_conformance.kills.writes import overwrite, seed
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.errors import UnsupportedError
 
@@ -145,7 +146,12 @@ async def what_is_there_keeps_its_mode(ctx: Context) -> None:
         ctx.true(not wrong, f"files that were there with the mode 0660 before the store was opened: {'; '.join(wrong)}")
 
 
-@check("OPS-18", needs=Capability.CROSS_PROCESS | Capability.PERSISTENT, under=(Dimension.PROCESSES,))
+@check(
+    "OPS-18",
+    needs=Capability.CROSS_PROCESS | Capability.PERSISTENT,
+    tier=Tier.STANDARD,
+    under=(Dimension.PROCESSES,),
+)
 async def what_other_processes_make_is_for_its_owner_alone(ctx: Context) -> None:
     """Files that another process makes, and leaves when it is killed, can be used by their owner only."""
     async with _new(ctx, 0o000) as (fresh, kept):

@@ -122,7 +122,14 @@ async def _read(
         await change()
 
 
-@check("QRY-5", "QRY-6", "QRY-3", needs=_Q, under=(Dimension.COMPANY, Dimension.EQUALS, Dimension.CHANGES))
+@check(
+    "QRY-5",
+    "QRY-6",
+    "QRY-3",
+    needs=_Q,
+    tier=Tier.STANDARD,
+    under=(Dimension.COMPANY, Dimension.EQUALS, Dimension.CHANGES),
+)
 async def pages_while_agents_come_and_go(ctx: Context) -> None:
     """Cursors and iterators of sessions, messages and tool calls, in every order and both ways, give each record that
     exists throughout exactly once, and none twice, while agents of the same times are deleted and saved before and

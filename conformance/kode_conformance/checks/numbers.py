@@ -57,7 +57,7 @@ async def lists_of_any_length_are_replaced(ctx: Context) -> None:
                 same(ctx, await listing.load(ctx.store, name), before[:keep], what)
 
 
-@check("MSG-3", "TC-3", "TURN-1", "VAL-4", under=(Dimension.ITEMS, Dimension.INSTANCES))
+@check("MSG-3", "TC-3", "TURN-1", "VAL-4", tier=Tier.STANDARD, under=(Dimension.ITEMS, Dimension.INSTANCES))
 async def lists_grow_to_any_length(ctx: Context) -> None:
     """Whatever call adds to a list, one record or as many as each usual limit, the old records stay and the new ones
     are behind them, in their order.
@@ -76,7 +76,7 @@ async def lists_grow_to_any_length(ctx: Context) -> None:
 _PLACES: Final = (0, 1, 100, 500, 1000)
 
 
-@check("MSG-1", "TC-1", under=(Dimension.ITEMS, Dimension.CHANGES))
+@check("MSG-1", "TC-1", tier=Tier.STANDARD, under=(Dimension.ITEMS, Dimension.CHANGES))
 async def one_is_changed_among_many(ctx: Context) -> None:
     """In a list of 1,001 one record is replaced, inserted, removed or moved to the end, at the first place, at the
     last, and around each usual limit: the others stay where they are, and so does their order.
@@ -130,7 +130,13 @@ async def upserts_find_the_last_of_an_id_among_many(ctx: Context) -> None:
 # --- documents --------------------------------------------------------------------------------------------------------
 
 
-@check("HIS-1", "HIS-2", "SNAP-1", under=(Dimension.ITEMS, Dimension.ORDERS, Dimension.EQUALS, Dimension.INSTANCES))
+@check(
+    "HIS-1",
+    "HIS-2",
+    "SNAP-1",
+    tier=Tier.STANDARD,
+    under=(Dimension.ITEMS, Dimension.ORDERS, Dimension.EQUALS, Dimension.INSTANCES),
+)
 async def documents_of_any_number(ctx: Context) -> None:
     """However many windows, compressions, recovered files and snapshots there are, all are loaded in their order,
     though hundreds have one time; so they are after some were saved again.

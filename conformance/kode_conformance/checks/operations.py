@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import uuid
+from collections.abc import Mapping
 from typing import Any, Final
 
 from kode_conformance.calls.methods import calls_of, drive, takes
 from kode_conformance.checks.lifecycle import fill
+from kode_conformance.checks.lists_of_values import LISTED
 from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Space
@@ -187,6 +189,18 @@ async def every_call_after_close_raises(ctx: Context) -> None:
     ctx.true(len(calls) >= len(set(dir(Store)) - set(dir(object))) - 3, "all methods must be tried")
     for name, (method, given) in calls.items():
         await ctx.raises(StoreClosedError, drive(method, given), f"{name} after close")
+    if not {"QUERYABLE", "ANY_OF"} & set(ctx.harness.lacks):
+        await _find_nothing(ctx, store, calls)
+
+
+async def _find_nothing(ctx: Context, store: Any, calls: Mapping[str, Any]) -> None:
+    """A call by an empty list, by which nothing can be found, needs an open store, too."""
+    for kind, filters in LISTED.items():
+        for method in (f"{verb}_{kind}" for verb in ("query", "count", "iter", "group")):
+            for name in filters:
+                given = {**calls[method].arguments, name: []}
+                told = f"{method}({name}=[]) after close"
+                await ctx.raises(StoreClosedError, drive(getattr(store, method), given), told)
 
 
 _TURNS: Final = 20

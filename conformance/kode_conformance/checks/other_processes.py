@@ -24,7 +24,7 @@ _P: Final = Capability.CROSS_PROCESS
 _LONG_MS: Final = 600_000
 
 
-@check("ID-2", "LOCK-1", needs=_E | _P, under=(Dimension.PROCESSES, Dimension.TWINS))
+@check("ID-2", "LOCK-1", needs=_E | _P, tier=Tier.STANDARD, under=(Dimension.PROCESSES, Dimension.TWINS))
 async def twins_are_apart_for_other_processes(ctx: Context) -> None:
     """Names that are easily taken for one are locked by another process each on its own, the rest stay free, and each
     has the messages that were saved under it.
@@ -211,7 +211,9 @@ async def a_backup_is_of_one_instant_for_other_processes_too(ctx: Context) -> No
             await asyncio.wait([writer])
 
 
-@check("OPS-11", "DUR-1", needs=Capability.PERSISTENT, under=(Dimension.PROCESSES, Dimension.INSTANCES))
+@check(
+    "OPS-11", "DUR-1", needs=Capability.PERSISTENT, tier=Tier.STANDARD, under=(Dimension.PROCESSES, Dimension.INSTANCES)
+)
 async def a_process_may_leave_several_open(ctx: Context) -> None:
     """A process that leaves several instances open, with readers that have begun, ends by itself, and the writes of
     each instance are stored.

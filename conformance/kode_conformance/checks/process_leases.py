@@ -9,6 +9,7 @@ from kode_conformance.checks.leases import ENDS, awaited, take
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_core.errors import LockUnavailableError
 
 _NEEDS: Final = Capability.EXTENDED | Capability.CROSS_PROCESS
@@ -20,6 +21,7 @@ _NEEDS: Final = Capability.EXTENDED | Capability.CROSS_PROCESS
     "LOCK-4",
     "LOCK-5",
     needs=_NEEDS,
+    tier=Tier.STANDARD,
     under=(Dimension.PROCESSES, Dimension.CHANGES, Dimension.INSTANCES),
 )
 async def leases_end_for_other_processes_too(ctx: Context) -> None:

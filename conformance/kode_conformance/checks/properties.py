@@ -109,7 +109,15 @@ def _random_value(ctx: Context, place: FieldUse) -> Any:
             return value
 
 
-@check("VAL-1", "VAL-2", "VAL-3", "VAL-6", stochastic=True, under=(Dimension.LOOKALIKES, Dimension.NUMBERS))
+@check(
+    "VAL-1",
+    "VAL-2",
+    "VAL-3",
+    "VAL-6",
+    tier=Tier.STANDARD,
+    stochastic=True,
+    under=(Dimension.LOOKALIKES, Dimension.NUMBERS),
+)
 async def random_values_in_every_field(ctx: Context) -> None:
     """Hostile values put together at random come back exactly, or are refused without a trace, from every field."""
     for i in in_time(ctx, range(ctx.effort.examples * 10)):

@@ -289,7 +289,7 @@ async def cursors_give_everything_once(ctx: Context) -> None:
                 page = await query(order=order, limit=size, cursor=cursor)
                 pages.extend(page)
                 cursor = page.next_cursor
-                if cursor is None:
+                if cursor is None or len(pages) > len(everything):  # cursors that lead back have no end
                     break
                 query = getattr(await ctx.another() if size == 5 else ctx.store, method)
             ctx.equal(pages, everything, f"{method} in pages of {size}, {order}")
@@ -306,7 +306,7 @@ async def cursors_while_others_write(ctx: Context) -> None:
         page = await ctx.store.query_sessions(limit=7, cursor=cursor)
         seen.extend(s.agent_id for s in page)
         cursor = page.next_cursor
-        if cursor is None:
+        if cursor is None or len(seen) > 200:
             break
         await ctx.store.save_info(f"new{n}", samples.info(f"new{n}", created_at=samples.T0 + 100 * n))
         await ctx.store.delete(f"a{n:02d}")

@@ -68,6 +68,7 @@ async def _run(ctx: Context, race: _Race, client: Client) -> None:
     "LIFE-4",
     "OPS-9",
     "QRY-8",
+    tier=Tier.STANDARD,
     stochastic=True,
     under=(Dimension.COMPANY, Dimension.INTERRUPTIONS, Dimension.INSTANCES),
 )
@@ -92,6 +93,7 @@ async def concurrent_saves_have_one_order(ctx: Context) -> None:
     "MSG-3",
     "OPS-9",
     "QRY-8",
+    tier=Tier.STANDARD,
     stochastic=True,
     under=(Dimension.COMPANY, Dimension.INTERRUPTIONS, Dimension.INSTANCES),
 )
@@ -111,6 +113,7 @@ async def concurrent_appends_make_one_log(ctx: Context) -> None:
 @check(
     *("MSG-11", "VER-2", "INFO-4", "INFO-5", "DOC-2", "DOC-3", "FORK-4", "TURN-1", "MSG-3", "OPS-9", "QRY-8"),
     needs=Capability.EXTENDED,
+    tier=Tier.STANDARD,
     stochastic=True,
     under=(Dimension.COMPANY, Dimension.INTERRUPTIONS, Dimension.INSTANCES),
 )

@@ -82,7 +82,7 @@ class _Trial:
         return f"{self.write.name}, cancelled after {self.steps} steps"
 
 
-@check("OPS-9", "MSG-1", under=(Dimension.INTERRUPTIONS,))
+@check("OPS-9", "MSG-1", tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS,))
 async def what_is_read_after_a_cancellation_stays(ctx: Context) -> None:
     """The first read after a write of any kind was cancelled, whatever it reads, sees how the write ended: there whole
     or not at all, and a moment later the same.
@@ -92,7 +92,7 @@ async def what_is_read_after_a_cancellation_stays(ctx: Context) -> None:
     for write in WRITES:
         wanted = await expected(ctx.store, write)
         changed = [kind for kind in LOOKS if difference(wanted.before[kind], wanted.after[kind]) is not None]
-        for round_number, steps in enumerate(in_time(ctx, _steps(ctx), begun=begun)):
+        for round_number, steps in enumerate(in_time(ctx, _steps(ctx, 3), begun=begun)):
             trial = _Trial(write, steps)
             await seed(ctx.store, trial.agent_id)
             was_cancelled = await _cancelled(write.act(ctx.store, trial.agent_id), steps)
@@ -191,7 +191,7 @@ def _without_events(found: Portrait) -> Portrait:
     return {kind: value for kind, value in found.items() if kind != "events"}
 
 
-@check("LIFE-3", "OPS-9", under=(Dimension.INTERRUPTIONS,))
+@check("LIFE-3", "OPS-9", tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS,))
 async def what_was_cancelled_does_not_outlive_a_delete(ctx: Context) -> None:
     """An agent that is deleted right after a write to it was cancelled is gone, and does not come back: not by a write
     that waits for its group, either.
@@ -219,7 +219,7 @@ async def what_was_cancelled_does_not_outlive_a_delete(ctx: Context) -> None:
     ctx.equal(kept, 2 * len(trials), "the events of an agent that nobody deleted")
 
 
-@check("OPS-5", "OPS-9", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.INSTANCES))
+@check("OPS-5", "OPS-9", needs=_E, tier=Tier.STANDARD, under=(Dimension.INTERRUPTIONS, Dimension.INSTANCES))
 async def close_waits_for_what_was_cancelled(ctx: Context) -> None:
     """When close returns nothing of the store is under way, not even writes whose callers were cancelled: what another
     store reads then stays.

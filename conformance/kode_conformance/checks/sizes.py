@@ -38,6 +38,7 @@ def _filled(root: type[Any], field: Field, size: int) -> Any:
 
 @check(
     *("VAL-4", "MSG-1", "TC-1", "TODO-1", "HIS-1", "HIS-2", "MED-1", "SNAP-1", "INFO-2", "QRY-8"),
+    tier=Tier.STANDARD,
     under=(_D.LENGTHS, _D.CHANGES, _D.INSTANCES, _D.ORDERS),
 )
 async def every_size_replaces_another(ctx: Context) -> None:
@@ -48,7 +49,7 @@ async def every_size_replaces_another(ctx: Context) -> None:
     sizes = _SIZES if ctx.settings.tier is Tier.QUICK else (*_SIZES, *_MORE)
     large = {root: ctx.rng.choice(_rooms(root)) for root in kinds()}
     phases = [{root: [_filled(root, field, min(size, most))] for root, field in large.items()} for size in sizes]
-    await changes_come_back(ctx, phases, turning=True)
+    await changes_come_back(ctx, phases, turning=True, large=True)
 
 
 _LARGE_TEXT: Final = 600_000

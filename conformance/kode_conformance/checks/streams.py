@@ -145,7 +145,7 @@ async def _in_steps(ctx: Context, count: int, write: Callable[[int], Any], step:
     return written
 
 
-@check("EVT-5", "EVT-7", "OPS-14", under=(Dimension.COSTS, Dimension.ITEMS, Dimension.INSTANCES))
+@check("EVT-5", "EVT-7", "OPS-14", tier=Tier.STANDARD, under=(Dimension.COSTS, Dimension.ITEMS, Dimension.INSTANCES))
 async def a_log_is_streamed_whatever_is_asked_of_it(ctx: Context) -> None:
     """A reader or follower of thousands of events holds a page of them: from the start, behind a seq, behind an offset,
     of one channel, in the instance that wrote them and in another.
@@ -182,7 +182,7 @@ async def _first_offset(stream: AsyncIterator[Any]) -> int:
     return 0
 
 
-@check("QRY-6", "OPS-14", needs=Capability.QUERYABLE, under=(Dimension.COSTS, Dimension.ITEMS))
+@check("QRY-6", "OPS-14", needs=Capability.QUERYABLE, tier=Tier.STANDARD, under=(Dimension.COSTS, Dimension.ITEMS))
 async def lists_are_streamed_whatever_is_asked_of_them(ctx: Context) -> None:
     """An iterator over thousands of messages or tool calls holds a page of them, in either order, with a filter and
     without.

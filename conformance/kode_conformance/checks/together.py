@@ -14,6 +14,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import keeps_documents
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_conformance.values.many import see_pieces
 from kode_core.model import Bookmark
@@ -72,7 +73,14 @@ async def _change(store: ExtendedStore, n: int) -> None:
         await store.put_document("a", "c", "k", n)
 
 
-@check("TURN-1", "EVT-1", "MSG-3", "TC-3", under=(Dimension.COMPANY, Dimension.INSTANCES, Dimension.ITEMS))
+@check(
+    "TURN-1",
+    "EVT-1",
+    "MSG-3",
+    "TC-3",
+    tier=Tier.STANDARD,
+    under=(Dimension.COMPANY, Dimension.INSTANCES, Dimension.ITEMS),
+)
 async def turns_at_once_lose_nothing(ctx: Context) -> None:
     """When several instances save turns for one agent at once, every message, tool call and event is stored, and the
     records of a turn are next to each other.

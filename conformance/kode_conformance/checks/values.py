@@ -184,7 +184,7 @@ async def large_values_come_back(ctx: Context) -> None:
         await _round_trip(ctx, _RESULT, payload, payload.name)
 
 
-@check("VAL-4", under=(Dimension.LENGTHS,))
+@check("VAL-4", tier=Tier.STANDARD, under=(Dimension.LENGTHS,))
 async def a_list_of_twenty_megabytes(ctx: Context) -> None:
     """A message list of twenty megabytes is saved and loaded."""
     big = [samples.message(text=f"{i} " + "x" * 200_000) for i in range(100)]

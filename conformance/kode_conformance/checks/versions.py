@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from kode_conformance.calls.fenced import FencedWrite, fenced_writes
+from kode_conformance.calls.fenced import FencedWrite, fenced_writes, idle_writes
 from kode_conformance.calls.methods import DOCUMENT_METHODS
+from kode_conformance.checks.forks import see_forks_after_edits
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
+from kode_conformance.checks.metadata_updates import keep_names, keep_values
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
@@ -82,17 +86,21 @@ def _demanding() -> Mapping[str, tuple[str, dict[str, Any]]]:
     """Calls of every method that takes a version."""
     calls: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, write in {write.name: write for write in fenced_writes("a", edits=True)}.items():
-        if write.method in DOCUMENT_METHODS:
-            continue  # they demand versions of documents
-        if "expect" in inspect.signature(getattr(ExtendedStore, write.method)).parameters:
+        if _takes_version(write):
             calls[name] = (write.method, dict(write.arguments))
     return calls
+
+
+def _takes_version(write: FencedWrite) -> bool:
+    """True if the method demands a version of the agent, and not of a document."""
+    takes = "expect" in inspect.signature(getattr(ExtendedStore, write.method)).parameters
+    return takes and write.method not in DOCUMENT_METHODS
 
 
 @check("VER-2", needs=_E, under=(_D.CHANGES, _D.INSTANCES, _D.ORDERS))
 async def a_write_that_demands_an_older_version_is_refused(ctx: Context) -> None:
     """Every method that takes a version refuses one that the agent had before any change, by whichever instance, names
-    the present one and writes nothing; with the present version it writes.
+    the present one and writes nothing, also where it would find nothing to do; with the present version it writes.
     """
     stores = [ctx.store, await ctx.another()]
     changes: list[Callable[[ExtendedStore], Awaitable[object]]] = [
@@ -115,9 +123,37 @@ async def a_write_that_demands_an_older_version_is_refused(ctx: Context) -> None
         await getattr(two, method)("a", **given, expect=await one.load_version("a"))
         if method != "save_turn" or _MOVING & given.keys():
             ctx.true(await one.load_version("a") != present, f"{name} with the present version must write")
+    await _refuse_idle(ctx, stores)
     for wrong in ("", "x y", 7, b"0", True):
         refused = ctx.store.save_messages("a", [], expect=wrong)  # type: ignore[arg-type]
         await ctx.raises(InvalidArgumentError, refused, f"expect={wrong!r}")
+
+
+async def _refuse_idle(ctx: Context, stores: Sequence[ExtendedStore]) -> None:
+    """An older version is refused by calls that find nothing to do, of an agent with all kinds, one without messages
+    and one that was deleted; the present one is taken.
+    """
+    begun = time.monotonic()
+    await fill(ctx.store, "full")
+    for agent_id in ("bare", "gone"):
+        await ctx.store.save_info(agent_id, samples.info(agent_id))
+    for agent_id in ("full", "bare", "gone"):
+        stale = await stores[1].load_version(agent_id)
+        await stores[0].upsert_tool_call_records(agent_id, [samples.tool_call(501)])
+        if agent_id == "gone":
+            await stores[1].delete("gone")
+        before, present = await dump(ctx, agent_id), await stores[1].load_version(agent_id)
+        writes = [w for w in idle_writes(agent_id, without=agent_id != "full") if _takes_version(w)]
+        for number, write in enumerate(in_time(ctx, writes, begun=begun)):
+            told = f"{write.name} of the agent {agent_id!r} with the version of before"
+            error = await ctx.raises(
+                ConflictError, write.act(stores[number % 2], agent_id, expect=stale), f"{told}, which has nothing to do"
+            )
+            ctx.equal(getattr(error, "version", None), present, f"the version that the error of {told} has")
+        ctx.equal(await dump(ctx, agent_id), before, f"the agent {agent_id!r} after calls with nothing to do")
+        for number, write in enumerate(in_time(ctx, writes, begun=begun)):
+            now = await stores[1].load_version(agent_id)
+            await write.act(stores[number % 2], agent_id, expect=now)
 
 
 @check("VER-2", "VER-1", needs=_E, under=(_D.COMPANY, _D.INSTANCES, _D.CHANGES))
@@ -180,8 +216,8 @@ async def one_of_several_creators_wins(ctx: Context) -> None:
 
 @check("INFO-5", needs=_E, under=(_D.COMPANY, _D.INSTANCES, _D.CHANGES))
 async def updates_of_the_info_lose_nothing(ctx: Context) -> None:
-    """Concurrent updates of different keys all stay, next to appends; other keys and fields do not change, keys can be
-    removed, and the result is the stored info.
+    """Concurrent updates of different keys all stay, next to appends; other keys and fields do not change, whatever
+    values they hold, keys can be set to any value and removed, and the result is the stored info.
     """
     stores = [ctx.store, await ctx.another()]
     info = samples.info("a", metadata={"kept": [1], "gone": 1, "userId": "u"}, lineage=["g"])
@@ -210,6 +246,8 @@ async def updates_of_the_info_lose_nothing(ctx: Context) -> None:
     ctx.equal(session.agent_id, "a", "the session that a query finds by the new value")
     await ctx.raises(AgentNotFoundError, ctx.store.update_info("nobody", {}), "an update of an absent agent")
     ctx.equal(await stores[1].exists("nobody"), False, "whether the refused update made an agent")
+    await keep_values(ctx, stores)
+    await keep_names(ctx, stores)
 
 
 @check("SNAP-2", needs=_E, under=(_D.CHANGES, _D.INSTANCES))
@@ -230,7 +268,7 @@ async def a_snapshot_can_be_deleted(ctx: Context) -> None:
 @check("FORK-4", "FORK-1", needs=_E, under=(_D.CHANGES, _D.INSTANCES, _D.ITEMS))
 async def a_fork_begins_where_it_is_told(ctx: Context) -> None:
     """A fork of the first messages, or of a snapshot, has these with their times, the tool calls that they use, and the
-    documents; a fork without either has everything.
+    documents, also after any edit of the list since; a fork without either has everything.
     """
     other = await ctx.another()
     messages = [samples.message(0), Message("assistant", [ToolUseBlock("used", "t", {})]), *samples.messages(70, 2)]
@@ -258,6 +296,7 @@ async def a_fork_begins_where_it_is_told(ctx: Context) -> None:
     ctx.equal(its["event"], [], "the events of a fork")
     await ctx.store.append_messages(whole, samples.messages(1))
     ctx.equal(await other.load_messages("p"), messages, "the parent after its fork changed")
+    await see_forks_after_edits(ctx, other, messages, snapshot)
 
 
 @check("FORK-4", needs=_E, under=(_D.COMPANY, _D.NUMBERS))

@@ -32,7 +32,7 @@ from kode_core.protocols import ExtendedStore
 _E = Capability.EXTENDED
 _D = Dimension
 _UPDATED: Final = (1, samples.T0, 5, 2**53 + 1, 2**61 - 1, samples.T0)
-_NUMBERS: Final = ("message_times", "event_offsets")
+_NUMBERS: Final = ("message_times", "event_offsets", "message_keys")
 
 
 def unplaced(records: AgentRecords) -> AgentRecords:
@@ -96,6 +96,8 @@ def _agents(ctx: Context, values: Values) -> list[AgentRecords]:
         given: dict[str, Any] = {name: found[i::count] for name, found in parts.items() if name not in singles}
         given |= {name: ctx.rng.choice(parts[name]) if count < len(parts[name]) else parts[name][i] for name in singles}
         times = [((*TIMES, *INTEGERS) * 9)[(i + j) % 200] for j in range(len(given["messages"]))]
+        if keeps_documents():
+            given["message_keys"] = {f"{i} \u00e9/{at:016}": at for at in (*range(i), 2**53 + 1)}
         agent_id = f"agent {i}"
         info = of_agent(given.pop("info"), agent_id).replace(message_count=len(times))
         agents.append(
@@ -310,7 +312,7 @@ async def _look_while_it_is_written(ctx: Context, other: ExtendedStore, agent_id
         await _turn(other, agent_id, n, has_lists=has_lists)
     start = time.perf_counter()
     await ctx.store.load_agent(agent_id)
-    taken, stop, last = time.perf_counter() - start, asyncio.Event(), 3
+    pause, stop, last = 3 * (time.perf_counter() - start), asyncio.Event(), 3
 
     async def write() -> None:
         nonlocal last
@@ -318,7 +320,7 @@ async def _look_while_it_is_written(ctx: Context, other: ExtendedStore, agent_id
             for _ in range(3):
                 last += 1
                 await _turn(other, agent_id, last, has_lists=has_lists)
-            await asyncio.sleep(ctx.rng.uniform(0, 3 * taken))
+            await asyncio.sleep(ctx.rng.uniform(0, pause))
 
     writer, seen, until = asyncio.ensure_future(write()), 0, time.monotonic() + ctx.settings.pace
     try:
@@ -327,6 +329,7 @@ async def _look_while_it_is_written(ctx: Context, other: ExtendedStore, agent_id
             try:
                 found = await ctx.store.load_agent(agent_id)
             except StoreBusyError:
+                pause *= 2  # a load next to a writer takes longer on a busy machine
                 continue
             seen += 1
             assert found is not None

@@ -64,7 +64,7 @@ _ENGINE: Final = _Kind(
     suffix="Engine",
     written=frozenset({"close"}),
     create="create_extended_store",
-    lacks='{"ANY_OF", "DOCUMENTS", "PRUNING"}',
+    lacks='{"ANY_OF", "DOCUMENTS", "PRUNING", "SCOPES", "TAGS"}',
     steps=(
         ("docs, and commit of documents and of delete", "TODO HIS MED"),
         ("events, last_event, and commit of events", "EVT"),
@@ -80,6 +80,9 @@ _ENGINE: Final = _Kind(
             "keeps_documents, docs_in, demands and places of documents in commit; remove DOCUMENTS from lacks",
             "DOC",
         ),
+        ("finds_within, and queries of a range of agents (Within); remove SCOPES from lacks", "SCOPE"),
+        ("finds_docs, find_docs, and the terms of documents in commit; remove TAGS from lacks", "DOC"),
+        ("checks_demands, and what commit demands of documents, info and contents", "LIFE FORK VER"),
         ("drops_events, and commit of drop_events; remove PRUNING from lacks", "LIFE"),
     ),
 )

@@ -13,15 +13,30 @@ from kode_core.model import (
     AgentInfo,
     Bookmark,
     Document,
+    FileBlock,
+    FoundDocument,
     Message,
+    ReasoningBlock,
     StoredEvent,
     StoredMessage,
     StoredToolCall,
+    TextBlock,
+    ToolResultBlock,
+    ToolUseBlock,
     UnknownBlock,
 )
 from kode_core.query import DEFAULT_LIMIT, AgentStats, SessionInfo
 
-__all__ = ["answer", "content_types", "matches", "same_json", "session_of", "sessions_found", "stored_event"]
+__all__ = [
+    "answer",
+    "content_types",
+    "matches",
+    "same_json",
+    "session_of",
+    "sessions_found",
+    "stored_event",
+    "texts_in",
+]
 
 
 def answer(model: StoreModel, method: str, args: Sequence[Any], filters: Mapping[str, Any], *, whole: bool) -> object:
@@ -31,6 +46,8 @@ def answer(model: StoreModel, method: str, args: Sequence[Any], filters: Mapping
         return _OF_AGENT[method](model.agents.get(args[0]) or AgentModel(), *args[1:], **filters)
     if method == "list":
         return model.listed(*args)
+    if method == "query_documents":
+        return _tagged(model, **{name: value for name, value in filters.items() if not whole or name != "limit"})
     kind = method.partition("_")[2]
     found = _FOUND[kind](model, filters)
     if filters.get("order", "desc") == "desc":
@@ -103,7 +120,32 @@ def _documents(
 def _document(agent: AgentModel, collection: str, key: str) -> Document:
     kept = agent.documents[collection, key]
     updated_at = -1 if kept.updated_at is None else kept.updated_at
-    return Document(collection=collection, key=key, value=kept.value, version=kept.version or "", updated_at=updated_at)
+    return Document(
+        collection=collection,
+        key=key,
+        value=kept.value,
+        version=kept.version or "",
+        updated_at=updated_at,
+        tags=kept.tags,
+    )
+
+
+def _tagged(
+    model: StoreModel, collection: str, tags: Mapping[str, Any], *, reverse: bool = False, limit: int | None = None
+) -> list[FoundDocument]:
+    """The documents with the tags, over all agents, as :func:`_documents` gives them."""
+    found = [
+        (agent_id, _document(agent, collection, key))
+        for agent_id, agent in model.agents.items()
+        for place, key in agent.documents
+        if place == collection and _has_tags(agent.documents[place, key].tags, tags)
+    ]
+    found.sort(key=lambda one: (one[0], one[1].key), reverse=reverse)
+    return [FoundDocument(agent_id=agent_id, **_fields(document)) for agent_id, document in found[:limit]]
+
+
+def _has_tags(tags: Mapping[str, str], wanted: Mapping[str, Any]) -> bool:
+    return all(name in tags and tags[name] in _several(one) for name, one in wanted.items())
 
 
 _OF_AGENT: Final[Mapping[str, Callable[..., object]]] = {
@@ -223,7 +265,10 @@ def _holds(record: Any, name: str, wanted: Any, value_of: Callable[[Any, str], A
     if bound == "before":
         return bool(getattr(record, f"{field}_at") < wanted)
     if name == "metadata":
-        return all(key in record.metadata and same_json(record.metadata[key], v) for key, v in wanted.items())
+        kept = record.metadata or {}
+        return all(key in kept and same_json(kept[key], v) for key, v in wanted.items())
+    if name == "contains":
+        return any(wanted.casefold() in text.casefold() for text in texts_in(record))
     if name == "content_type":
         return not content_types(record).isdisjoint(_several(wanted))
     return any(same_json(value_of(record, name), one) for one in _several(wanted))
@@ -251,6 +296,27 @@ def content_types(message: Message) -> set[str]:
         block.type if isinstance(block, UnknownBlock) else cast(str, type(block).__struct_config__.tag)
         for block in message.content
     }
+
+
+_TEXTS: Final[Mapping[type, Callable[[Any], object]]] = {
+    TextBlock: lambda block: block.text,
+    ReasoningBlock: lambda block: block.reasoning,
+    FileBlock: lambda block: block.filename,
+    ToolUseBlock: lambda block: block.input,
+    ToolResultBlock: lambda block: block.content,
+    UnknownBlock: lambda block: [value for key, value in block.data.items() if key != "type"],
+}
+
+
+def texts_in(message: Message) -> list[str]:
+    """The texts of a message, in which ``contains`` looks."""
+    return [text for block in message.content if type(block) in _TEXTS for text in _strings(_TEXTS[type(block)](block))]
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, (list, dict)):
+        return [text for one in (value.values() if isinstance(value, dict) else value) for text in _strings(one)]
+    return [value] if isinstance(value, str) else []
 
 
 def same_json(one: Any, other: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 from msgspec.structs import replace
 
 from kode_conformance.context import Context, Violation
+from kode_conformance.harness import keeps_tags
 from kode_conformance.histories.findings import Finding
 from kode_conformance.histories.learning import Learner
 from kode_conformance.histories.leases import Held
@@ -23,6 +24,12 @@ __all__ = ["Caller", "highest_seq"]
 _SEEN_S: Final = 1.1
 """The age, in seconds, from which on the seq of an event is below all that are emitted (EVT-8), and some room."""
 _OF_ONE: Final = {"put_document": PutDocument, "delete_document": DeleteDocument}
+
+
+def _tags_of(put: PutDocument) -> dict[str, str]:
+    """The tags of a document, which depend on it; some have none."""
+    number = len(f"{put.key}{put.value!r:.50}") % 4
+    return {} if number == 3 else {"n": str(number), **({"key": put.key[:20]} if number else {})}
 
 
 class Run(Protocol):
@@ -103,7 +110,11 @@ class Caller:
             if which:
                 place = (write.collection, write.key)
                 version = await self._learner.demanded_document(which, store, agent_id, *place)
-                lists[0][i] = replace(write, expect=version)
+                lists[0][i] = write = replace(write, expect=version)
+            if isinstance(write, PutDocument) and keeps_tags():
+                lists[0][i] = replace(write, tags=_tags_of(write))
+        if step.op == "put_document" and keeps_tags():
+            named["tags"] = _tags_of(PutDocument(*args))
         if not step.expect:
             return ""
         if step.op in _OF_ONE:

@@ -14,7 +14,7 @@ from kode_conformance.histories.findings import Finding
 from kode_conformance.histories.looks import Look, all_pages
 from kode_conformance.histories.model import AgentModel, Kept, Logged, StoreModel
 from kode_conformance.histories.stamps import times_problem
-from kode_core.model import ABSENT, Document, StoredEvent
+from kode_core.model import ABSENT, Document, FoundDocument, StoredEvent
 from kode_core.query import Session
 
 __all__ = ["Learner"]
@@ -157,11 +157,12 @@ class Learner:
     def note_documents(self, look: Look, got: Any) -> None:
         """Learn the versions and the times of documents that were read."""
         for document in got if isinstance(got, list) else [got]:
-            if isinstance(document, Document):
-                agent = self._run.model.agents[look.args[0]]
-                kept = agent.documents.get((document.collection, document.key))
-                if kept is not None:
-                    self.note_put(look.args[0], document.collection, document.key, kept, document.version)
+            if isinstance(document, (Document, FoundDocument)):
+                agent_id = look.args[0] if isinstance(document, Document) else document.agent_id
+                agent = self._run.model.agents.get(agent_id)
+                kept = agent and agent.documents.get((document.collection, document.key))
+                if kept:
+                    self.note_put(agent_id, document.collection, document.key, kept, document.version)
                     kept.updated_at = document.updated_at if kept.updated_at is None else kept.updated_at
 
     def note_put(self, agent_id: str, collection: str, key: str, kept: Kept, version: str) -> None:

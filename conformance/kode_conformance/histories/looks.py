@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple, cast
 from msgspec.structs import replace
 
 from kode_conformance.context import Violation, difference
-from kode_conformance.harness import finds_any_of
-from kode_conformance.histories.answers import answer, content_types
+from kode_conformance.harness import finds_any_of, keeps_tags
+from kode_conformance.histories.answers import answer, content_types, texts_in
 from kode_conformance.histories.model import AgentModel, StoreModel
 from kode_core.model import CHANNELS, Bookmark
 
@@ -159,6 +159,12 @@ class Known:
             self._note("messages", "role", message.role)
             for kind in sorted(content_types(message)):
                 self._note("messages", "content_type", kind)
+            for text in texts_in(message)[:2]:
+                part = text[len(text) // 3 : len(text) // 3 + 40]
+                if part:
+                    self._note("messages", "contains", part.swapcase())
+            for key, value in [*(message.metadata or {}).items()][:2]:
+                self._note("messages", "metadata", {key: value})
         for time in {*agent.learned.times[:1], *agent.learned.times[-1:]}:
             self._note("messages", "time", time)
         for call in agent.tool_calls[:3] + agent.tool_calls[-3:]:
@@ -202,7 +208,7 @@ class Known:
 
 
 _FILTERS: Final[Mapping[str, Sequence[str]]] = {
-    "messages": ("role", "content_type", "created"),
+    "messages": ("role", "content_type", "contains", "metadata", "created"),
     "tool_calls": ("tool_name", "state", "is_error", "has_approval", "created"),
     "sessions": ("template_id", "user_id", "metadata", "created"),
 }
@@ -210,6 +216,7 @@ _SORTS: Final = ("created_at", "updated_at", "message_count")
 _NOBODY: Final[Mapping[str, Any]] = {
     "role": "nobody",
     "content_type": "nothing",
+    "contains": "nothing that a message says",
     "tool_name": "nothing",
     "state": "NONE",
     "template_id": "nothing",
@@ -230,7 +237,7 @@ def _singles(kind: str, known: Known, turn: int) -> list[dict[str, Any]]:
         else:
             values = known.values(kind, name, turn, 5) or [_NOBODY[name]]
             found += [{name: value} for value in values]
-            if finds_any_of() and name != "metadata":
+            if finds_any_of() and name not in ("metadata", "contains"):
                 found.append({name: [*values[turn % 2 :], _NOBODY[name], *values[:1]]})
     return found
 
@@ -345,5 +352,9 @@ def document_looks(agent_id: str, known: Known, turn: int) -> Iterator[Look]:
         method = ("iter_documents", "list_document_keys", "list_documents")[turn % 3]
         yield Look(method, (agent_id, collection), given)
         yield Look("list_documents", (agent_id, collection), {"limit": 1 + turn % 3}, whole=True)
+    for n in range(2) if keeps_tags() else ():
+        collection, wanted = places[(turn + n) % len(places)][0], (str(turn % 3), ["0", "2"])[n]
+        given = {"collection": collection, "tags": {"n": wanted}, "reverse": bool(turn % 2), "limit": 1 + turn % 3}
+        yield Look("query_documents", filters=given, whole=True)
     yield Look("load_document", (agent_id, *places[turn % len(places)]))
     yield Look("load_document", (agent_id, "nothing", places[-1][1]))

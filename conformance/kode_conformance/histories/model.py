@@ -48,8 +48,9 @@ class Logged:
 class Kept:
     """A document of the caller's own; what the store generates is None until the store has told it."""
 
-    def __init__(self, value: object) -> None:
+    def __init__(self, value: object, tags: Mapping[str, str] | None = None) -> None:
         self.value = value
+        self.tags = dict(tags or {})
         self.version: str | None = None
         self.updated_at: int | None = None
 
@@ -277,7 +278,7 @@ class StoreModel:
         for write in documents:
             kept.pop((write.collection, write.key), None)
             if isinstance(write, PutDocument):
-                kept[write.collection, write.key] = Kept(write.value)
+                kept[write.collection, write.key] = Kept(write.value, write.tags)
         return [kept.get((write.collection, write.key)) for write in documents]
 
     # --- documents

@@ -191,6 +191,7 @@ _INFO: Final = Object(
         "save": (2, _number, lambda s, a, n: s.save_info(a, _info(a, {"n": n}))),
         "demand": (6, _seen, _demand_info),
         "update": (6, _upto(2), _update),
+        "delete": (1, _nothing, lambda s, a, _: s.delete(a)),
         "read": (6, _nothing, _read_info),
     },
     _of_info,

@@ -9,7 +9,7 @@ from unittest import mock
 
 from kode_core import ids
 
-__all__ = ["clock_off"]
+__all__ = ["clock_off", "clock_still"]
 
 
 @contextmanager
@@ -25,5 +25,16 @@ def clock_off(seconds: float) -> Iterator[None]:
         last,
         mock.patch.object(time, "time", lambda: now() + seconds),
         mock.patch.object(time, "time_ns", lambda: now_ns() + int(seconds * 10**9)),
+    ):
+        yield
+
+
+@contextmanager
+def clock_still() -> Iterator[None]:
+    """Stop the clock of this process for all that asks ``time``; the loop has its own."""
+    now = time.time_ns()
+    with (
+        mock.patch.object(time, "time", lambda: now / 10**9),
+        mock.patch.object(time, "time_ns", lambda: now),
     ):
         yield

@@ -19,7 +19,7 @@ from kode_core.errors import KodeError
 from kode_core.layers import Layer
 from kode_core.plugins import EngineLayer, hookimpl, registry
 
-__all__ = ["Trouble", "agents_of", "layers_put"]
+__all__ = ["Trouble", "agents_of", "beneath", "layers_put"]
 
 _wanted: ContextVar[EngineLayer | None] = ContextVar("kode_conformance_layer", default=None)
 
@@ -53,6 +53,20 @@ def layers_put(layer: EngineLayer) -> Iterator[Callable[[], bool]]:
     token = _wanted.set(put)
     try:
         yield lambda: done
+    finally:
+        _wanted.reset(token)
+
+
+@contextmanager
+def beneath(layer: EngineLayer) -> Iterator[bool]:
+    """Put *layer* beneath the one that is put around engines inside; the value tells whether there is one."""
+    above = _wanted.get()
+    if above is None:
+        yield False
+        return
+    token = _wanted.set(lambda engine: above(layer(engine)))
+    try:
+        yield True
     finally:
         _wanted.reset(token)
 

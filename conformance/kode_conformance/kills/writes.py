@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from kode_conformance.context import Violation, difference
-from kode_conformance.harness import keeps_documents
+from kode_conformance.harness import keeps_documents, keeps_tags
 from kode_conformance.values import samples
 from kode_core.model import (
     ABSENT,
@@ -61,7 +61,20 @@ async def seed(store: ExtendedStore, agent_id: str) -> None:
     )
     await store.save_snapshot(agent_id, samples.snapshot())
     if keeps_documents():
-        await store.put_document(agent_id, "c", "seeded", {"n": 1})
+        await store.put_document(agent_id, "c", "seeded", {"n": 1}, **_tagged("seeded"))
+
+
+_RUNS: Final = ("seeded", "changed")
+
+
+def _tagged(run: str) -> dict[str, Any]:
+    """The tag of a document, for a store that keeps tags."""
+    return {"tags": {"run": run}} if keeps_tags() else {}
+
+
+def _changed_tags() -> list[DocumentWrite]:
+    tagged = _tagged("changed")
+    return [PutDocument("c", "seeded", 2, **tagged), PutDocument("c", "new", 2, **tagged)]
 
 
 class Write(NamedTuple):
@@ -160,6 +173,7 @@ DOCUMENT_WRITES: Final[tuple[Write, ...]] = (
     Write("put_document", lambda store, agent_id: store.put_document(agent_id, "c", "new", "put")),
     Write("delete_document", lambda store, agent_id: store.delete_document(agent_id, "c", "seeded")),
     Write("write_documents", lambda store, agent_id: store.write_documents(agent_id, _CHANGED)),
+    Write("write_documents with tags", lambda store, agent_id: store.write_documents(agent_id, _changed_tags())),
 )
 """The writes of stores that keep documents."""
 
@@ -227,7 +241,11 @@ async def _events(store: ExtendedStore, agent_id: str) -> list[object]:
 async def _documents(store: ExtendedStore, agent_id: str) -> list[object]:
     if not keeps_documents():
         return []
-    return [(one.key, one.value) async for one in store.iter_documents(agent_id, "c")]
+    found: list[object] = [(one.key, one.value) async for one in store.iter_documents(agent_id, "c")]
+    for run in _RUNS if keeps_tags() else ():
+        page = await store.query_documents("c", {"run": run}, agent_id=agent_id)
+        found += [(run, one.key, one.value) for one in page]
+    return found
 
 
 LOOKS: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[Any]]]] = {

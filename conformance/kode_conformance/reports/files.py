@@ -56,6 +56,7 @@ def as_json(report: Report) -> bytes:
     statuses = report.clause_statuses()
     plain = msgspec.to_builtins(report)
     computed = {
+        "cpu": report.cpu,
         "verdict": report.verdict.value,
         "level": level_of(report),
         "partial": report.partial,

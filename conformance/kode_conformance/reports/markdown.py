@@ -61,7 +61,8 @@ def report_page(report: Report, command: str) -> str:
 def _head(report: Report) -> Iterator[str]:
     yield f"# Conformance of {cell(report.store)}"
     yield ""
-    yield f"**{_headline(report)}**: {counts_text(report.counts())}, in {report.seconds:.1f} s."
+    took = f"{report.seconds:.1f} s, {report.cpu:.1f} s of CPU"
+    yield f"**{_headline(report)}**: {counts_text(report.counts())}, in {took}."
     if report.partial:
         yield "Checks were left out of this run, so that it says nothing about the whole."
     yield ""

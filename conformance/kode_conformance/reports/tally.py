@@ -30,6 +30,7 @@ AREAS: Final = {
     "OPS": "operations",
     "LOCK": "locks",
     "FORK": "forks",
+    "SCOPE": "views of tenants",
     "DUR": "durability",
     "HARNESS": "the harness",
 }

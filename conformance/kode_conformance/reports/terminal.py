@@ -267,6 +267,5 @@ def _verdict(report: Report) -> Text:
     numbers = counts_text(ran)
     if left_out:
         numbers += f"   (a part: {left_out} more {'check was' if left_out == 1 else 'checks were'} left out)"
-    return Text.assemble(
-        (report.verdict.value, _VERDICT_STYLES[report.verdict]), f"   {numbers}   {report.seconds:.1f} s"
-    )
+    took = f"{report.seconds:.1f} s, {report.cpu:.1f} s of CPU"
+    return Text.assemble((report.verdict.value, _VERDICT_STYLES[report.verdict]), f"   {numbers}   {took}")

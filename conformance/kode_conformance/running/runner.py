@@ -18,6 +18,7 @@ import kode_core
 from kode_conformance.clauses import CONTRACT, clauses
 from kode_conformance.context import Unverified, Violation, prepared
 from kode_conformance.harness import HarnessError, StoreHarness, declared
+from kode_conformance.instruments.costs import collected
 from kode_conformance.registry import Capability, Check, load_checks
 from kode_conformance.results import Report, Result, Status
 from kode_conformance.running import loop as loops
@@ -189,11 +190,12 @@ def run_suite(
         progress(result)
 
     problem = _harness_problem(harness)
-    for check in chosen:
-        if problem:
-            note(_unrun(check, Status.HARNESS_ERROR, problem))
-        else:
-            note(judge(check, harness, settings))
+    with collected():  # modules and checks stay out of the collections of checks that measure
+        for check in chosen:
+            if problem:
+                note(_unrun(check, Status.HARNESS_ERROR, problem))
+            else:
+                note(judge(check, harness, settings))
     if not problem and not left_out:
         for lacked in Capability.ALL & ~capabilities:
             note(_absence(harness, lacked))

@@ -209,17 +209,24 @@ def _plain(field: Field, number: int) -> Any:
     name = str(field.path[-1]) if isinstance(field.path[-1], str) else str(field.path[-2])
     if field.holds is Holds.CHOICE:
         return field.options[number % len(field.options)]
-    values: dict[Holds, Any] = {
-        Holds.TEXT: f"{name} {number}",
-        Holds.KEY: f"{name}-{number}",
-        Holds.AGENT: "a",
-        Holds.WHOLE: number,
-        Holds.NUMBER: number + 0.5,
-        Holds.TIME: T0 + number,
-        Holds.BOOL: True,
-        Holds.COUNT: 0,
-    }
-    return values.get(field.holds, {f"of {name}": [name, number, None]})
+    match field.holds:
+        case Holds.TEXT:
+            return f"{name} {number}"
+        case Holds.KEY:
+            return f"{name}-{number}"
+        case Holds.AGENT:
+            return "a"
+        case Holds.WHOLE:
+            return number
+        case Holds.NUMBER:
+            return number + 0.5
+        case Holds.TIME:
+            return T0 + number
+        case Holds.BOOL:
+            return True
+        case Holds.COUNT:
+            return 0
+    return {f"of {name}": [name, number, None]}
 
 
 def full(root: type, number: int = 0) -> Any:
