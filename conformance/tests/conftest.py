@@ -2,12 +2,15 @@
 
 ``KODE_KILL_MATRIX`` names the file of the kills. ``KODE_TEST_SAMPLE=2/6`` takes the third of six samples of the faulty
 and the odd stores, so that six runs in a row see them all.
+
+A run that leaves out the self-test does not import its files: they have more tests than all others.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +20,8 @@ from tests.sampling import take_sample
 
 _SAMPLED: Final = ("mutant", "fault", "angel")
 """The parameters of tests that say which store of the zoo they look at."""
+_SELF_TEST: Final = re.compile(r"^pytestmark = (?:\[\n *)?pytest\.mark\.selftest\b", re.MULTILINE)
+"""The mark of a file in which all tests are of the self-test."""
 
 
 class Kills:
@@ -47,6 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
     path = os.environ.get("KODE_KILL_MATRIX")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Kills(Path(path).absolute()))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    is_left_out = "not selftest" in config.getoption("markexpr") and collection_path.name.startswith("test_")
+    return True if is_left_out and _SELF_TEST.search(collection_path.read_text("utf-8")) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -44,6 +44,11 @@ class NoTodos(EngineStore):
         return []
 
 
+class NoEvents(EngineStore):
+    async def append_event(self, agent_id, timeline, *, fence=None):
+        raise RuntimeError("no such table: events")
+
+
 class Faulty(MemoryHarness):
     name = "faulty"
     versions = {"duckdb": "1.4"}
@@ -73,6 +78,17 @@ class Begun(Faulty):
             return Engine(SPACES[handle["name"]])
 
         return await EngineStore(engine).open()
+
+
+class Unfinished(Faulty):
+    name = "unfinished"
+    deviations = {}
+
+    async def open(self, handle):
+        async def engine():
+            return MemoryEngine(SPACES[handle["name"]])
+
+        return await NoEvents(engine).open()
 
 
 class Excused(MemoryHarness):
@@ -268,6 +284,15 @@ def test_a_harness_that_does_not_work_is_told_once() -> None:
     assert re.search(r"^INCOMPLETE   \d+ harness errors ", done.out, re.MULTILINE)
 
 
+def test_a_store_that_raises_is_judged() -> None:
+    """An error of the store is a finding of its checks, and no fault of the harness."""
+    done = kode("conformance", "duck.py:Unfinished", "--only", "EVT-1", "--only", "TODO-1", "--tier", "quick")
+    assert done.code == 1
+    assert "HARNESS ERROR" not in done.out
+    assert "RuntimeError: no such table: events" in done.out
+    assert re.search(r"^NOT CONFORMANT .*failed", done.out, re.MULTILINE)
+
+
 def test_nothing_that_applies_is_no_success() -> None:
     """A part of which nothing could be judged says nothing; exit code 3."""
     done = kode("conformance", "memory", "--only", "events_survive_a_restart")
@@ -336,7 +361,8 @@ def test_the_list_has_every_clause_and_check() -> None:
     assert done.code == 0
     assert re.findall(r"^  ([A-Z]+-\d+) ", done.out, re.MULTILINE) == list(clauses())
     assert {check.name for check in load_checks()} <= set(re.findall(r"^ +(\w+)", done.out, re.MULTILINE))
-    assert "a_stopped_holder_is_fenced_off  (needs CROSS_PROCESS and EXTENDED)" in done.out
+    assert "a_killed_holder_is_followed  (--tier standard, needs CROSS_PROCESS and EXTENDED)" in done.out
+    assert "a_stopped_holder_is_fenced_off  (--tier standard, needs CROSS_PROCESS and EXTENDED)" in done.out
     assert "not checked: a loss of power cannot be caused from a process" in done.out
 
 

@@ -118,6 +118,15 @@ def test_a_long_run_names_its_slowest_checks(capsys: pytest.CaptureFixture[str])
     assert "slowest" not in capsys.readouterr().out
 
 
+def test_the_last_line_has_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """Next to the time that passed: waits take time and no CPU. The page and the JSON have it as well."""
+    found = report(result("MSG-1.a", seconds=2, cpu=0.25), result("MSG-1.b", seconds=1, cpu=0.5), seconds=3.0)
+    print_report(found, "kode conformance x")
+    assert capsys.readouterr().out.endswith("CONFORMANT   2 passed   3.0 s, 0.8 s of CPU\n")
+    assert "2 passed, in 3.0 s, 0.8 s of CPU." in report_page(found, "kode conformance x")
+    assert json.loads(documents.as_json(found))["cpu"] == 0.8
+
+
 def test_a_search_is_never_told_as_a_proof() -> None:
     """What was searched at random says how often, and at which seed."""
     line = search_line(report(result("MSG-1.a", stochastic=True), result("MSG-1.b")))

@@ -8,15 +8,19 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from kode_conformance import StoreHarness, Violation, load_checks, run_check
 from kode_conformance.context import Unverified, prepared
 from kode_conformance.registry import Check
-from kode_conformance.running.runner import capabilities_of
+from kode_conformance.reports.files import as_json
+from kode_conformance.running.runner import capabilities_of, run_suite
 from kode_conformance.settings import Settings, Tier
 
+from conformance.tests.zoo import worth
 from conformance.tests.zoo.angels import ANGELS
 from conformance.tests.zoo.base import (
     Mutant,
@@ -29,7 +33,7 @@ from conformance.tests.zoo.base import (
     needs_processes,
 )
 from conformance.tests.zoo.blank import ERRORS, ForgetfulHarness, NullHarness, raising
-from conformance.tests.zoo.matrix import LOOKS
+from conformance.tests.zoo.matrix import LOOKS, Row, as_markdown, kept
 from conformance.tests.zoo.rounds import Fault, load_angels, records
 
 load_angels()
@@ -107,9 +111,12 @@ def see_the_fault(fault: Mutant | Fault) -> None:
 
 
 def look_for_the_fault(check: Check, make: Callable[[], StoreHarness], tier: Tier = Tier.QUICK, seed: int = 0) -> None:
-    """Run the check until it finds something; only one that depends on timing may look again, with other seeds."""
+    """Run the check until it finds something; only one that depends on timing may look again, with other seeds.
+
+    It has a minute for its rounds, so that it gets as far on a busy machine as on a quiet one.
+    """
     for again in range(LOOKS if check.depends_on_timing else 1):
-        run_check(check, make(), Settings(tier, seed + again))
+        run_check(check, make(), Settings(tier, seed + again, seconds=60.0))
 
 
 def marked(mutants: Iterable[Mutant]) -> list[Any]:
@@ -131,7 +138,7 @@ def test_the_mutant_is_killed(mutant: Mutant, record_property: Callable[[str, ob
     record_property("mutant", {"mutant": mutant.name, **fault})
     assert mutant.clause in check.clauses
     with pytest.raises(Exception) as caught:
-        look_for_the_fault(check, mutant.harness)
+        look_for_the_fault(check, mutant.harness, mutant.tier)
     if mutant.raises:
         assert mutant.raises in f"{caught.typename}: {caught.value}"
     else:
@@ -163,6 +170,40 @@ def test_every_check_kills_a_mutant() -> None:
     useful |= {story.now.own for story in records().values() if story.now.own}
     assert set(CHECKS) - useful == IDLE
     assert useful <= set(CHECKS)
+
+
+def test_the_kill_matrix_names_later_tiers(tmp_path: Path) -> None:
+    """A row has the tier of a fault that the first tier does not find, and is read again with it."""
+    late = next(mutant for mutant in MUTANTS if mutant.tier is Tier.STANDARD)
+    crash = next(mutant for mutant in MUTANTS if CHECKS[mutant.killed_by].tier is Tier.STANDARD)
+    early = next(mutant for mutant in MUTANTS if max(mutant.tier, CHECKS[mutant.killed_by].tier) is Tier.QUICK)
+    rows = [
+        Row(m.name, m.wrong, m.source, "memory", m.clause, m.killed_by, True, (), 1, 0.0) for m in (late, crash, early)
+    ]
+    page = tmp_path / "page.md"
+    page.write_text(as_markdown(rows, everything=False))
+    assert f"`{late.killed_by}` (standard) |" in page.read_text()
+    assert f"`{crash.killed_by}` (standard) |" in page.read_text()
+    assert f"`{early.killed_by}` |" in page.read_text()
+    assert set(kept(page)) == {late.name, crash.name, early.name}
+
+
+def test_a_run_that_is_too_dear_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The budget counts the CPU of all checks; the dearest checks are printed, with what they are worth."""
+    dear = MUTANTS[0].killed_by
+    report = run_suite(PlainMemory(), Settings(), [dear])
+    results = [msgspec.structs.replace(one, cpu=61.0 if one.check == dear else 0.0) for one in report.results]
+    page = tmp_path / "plain.json"
+    page.write_bytes(as_json(msgspec.structs.replace(report, results=tuple(results))))
+    for most, code in (("60", 1), ("61", 0)):
+        monkeypatch.setattr("sys.argv", ["worth", f"{page}", "--dearest", "1", "--most", most])
+        assert worth.main() == code
+    told = capsys.readouterr()
+    assert told.out.count(dear) == 2
+    assert told.err == "the run took 61.0 s of CPU, and may take 60 s\n"
+    assert gc.get_freeze_count() == 0
 
 
 # --- stores that do nothing -------------------------------------------------------------------------------------------

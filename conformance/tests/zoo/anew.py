@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from kode_conformance.context import Context
 from kode_conformance.instruments.clock import clock_off
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from msgspec.structs import replace
 
@@ -20,6 +21,7 @@ from kode_core.store import EngineStore
 @mutant(
     "LIFE-4",
     killed_by="every_write_is_new_after_every_delete",
+    tier=Tier.STANDARD,  # each write meets one of the ways to delete in the tier quick, and all of them here
     source="a cache of the last value that was written, cleared by delete and not by delete_many",
     witness=seen(
         lambda s: s.save_info("a", samples.info("a")),

@@ -15,6 +15,7 @@ from kode_conformance import Handle, Space, StoreHarness
 from kode_conformance.builtin import JsonHarness
 from kode_conformance.context import Context
 from kode_conformance.registry import Capability, Check
+from kode_conformance.settings import Tier
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.options import SqliteOptions
 from kode_sqlite.testing.harness import SqliteHarness
@@ -27,6 +28,7 @@ from kode_core.engine import Engine
 from kode_core.layers import Layer
 from kode_core.opened import checked_layers
 from kode_core.plugins import EngineLayer, registry
+from kode_core.query import MessageQuery, RowQuery, SessionQuery, page_cursor
 from kode_core.store import EngineStore
 
 Witness = Callable[[Context], Awaitable[object]]
@@ -185,6 +187,7 @@ class Mutant(NamedTuple):
         raises: a part of the error's message, for a fault that is an error where none is allowed.
         also: further checks that are known to find it.
         slow: True if its check takes more than five seconds on it.
+        tier: the first tier at which the check finds it.
     """
 
     name: str
@@ -198,6 +201,7 @@ class Mutant(NamedTuple):
     raises: str = ""
     also: tuple[str, ...] = ()
     slow: bool = False
+    tier: Tier = Tier.QUICK
 
     @property
     def plain(self) -> type[ZooHarness]:
@@ -223,6 +227,7 @@ def mutant(
     raises: str = "",
     also: tuple[str, ...] = (),
     slow: bool = False,
+    tier: Tier = Tier.QUICK,
 ) -> Callable[[T], T]:
     """Register a class as the faulty part of a store; its docstring describes the fault.
 
@@ -239,7 +244,7 @@ def mutant(
         wrong = " ".join((part.__doc__ or "").split())
         if name in _MUTANTS or not wrong:
             raise ValueError(f"{name} needs a name of its own and a docstring that says what is wrong")
-        _MUTANTS[name] = Mutant(name, clause, check_id, wrong, source, harness, on, witness, raises, also, slow)
+        _MUTANTS[name] = Mutant(name, clause, check_id, wrong, source, harness, on, witness, raises, also, slow, tier)
         return part
 
     return register
@@ -252,3 +257,8 @@ def load_mutants() -> list[Mutant]:
         if module.name not in ("matrix", "causes", "rounds", "worth"):
             importlib.import_module(f"{package.__name__}.{module.name}")
     return list(_MUTANTS.values())
+
+
+def cursor_after(query: SessionQuery | RowQuery, key: Sequence[Any]) -> str:
+    """The cursor that a store gives with a page whose last record is at *key*."""
+    return page_cursor(query, (*key, 0) if isinstance(query, MessageQuery) else (*key,))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kode_conformance.context import Context
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from msgspec.structs import replace
 
@@ -165,7 +166,7 @@ async def a_creation_after_a_delete_elsewhere(ctx: Context) -> object:
     return "created"
 
 
-@mutant("INFO-4", killed_by=_EDITS, witness=a_creation_after_a_delete_elsewhere)
+@mutant("INFO-4", killed_by=_EDITS, witness=a_creation_after_a_delete_elsewhere, tier=Tier.STANDARD)
 class RemembersItsCreations(EngineStore):
     """Refuses to create an agent that it created before, unless it deleted that one itself."""
 

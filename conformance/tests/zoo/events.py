@@ -14,7 +14,7 @@ from conformance.tests.zoo.witnesses import happened, restart, seen
 from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.batch import Applied, Batch, EventRange, EventRow, EventWrite, Outcome
 from kode_core.engine import Engine
-from kode_core.engines.state import EventLog
+from kode_core.engines.event_log import EventLog
 from kode_core.layers import Layer
 
 

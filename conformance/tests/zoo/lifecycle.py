@@ -67,6 +67,46 @@ class ListsThoseWithMessages(EngineStore):
         return [one for one in found if one in named or await self.load_messages(one)]
 
 
+async def _listed_without_documents(ctx: Context) -> object:
+    await ctx.store.put_document("a", "c", "k", 1)
+    await ctx.store.delete_document("a", "c", "k")
+    return await ctx.store.list(include_without_info=True)
+
+
+@mutant(
+    "LIFE-2",
+    killed_by="agents_whose_documents_are_gone_are_not_listed",
+    source="a mark that an agent is used, which stays when its last document goes",
+    witness=_listed_without_documents,
+)
+class ListsThoseThatHadDocuments(EngineStore):
+    """Lists agents without info as long as they were not deleted, also if all of their documents were."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._had: set[str] = set()
+
+    async def write_documents(self, agent_id: str, writes: Any, **given: Any) -> Any:
+        found = await super().write_documents(agent_id, writes, **given)
+        self._had.add(agent_id)
+        return found
+
+    async def put_document(self, agent_id: str, *args: Any, **given: Any) -> str:
+        version = await super().put_document(agent_id, *args, **given)
+        self._had.add(agent_id)
+        return version
+
+    async def delete(self, agent_id: str, **given: Any) -> None:
+        self._had.discard(agent_id)
+        await super().delete(agent_id, **given)
+
+    async def list(self, prefix: str = "", *, include_without_info: bool = False) -> list[str]:
+        found = await super().list(prefix, include_without_info=include_without_info)
+        if not include_without_info:
+            return found
+        return sorted({*found, *(one for one in self._had if one.startswith(prefix))})
+
+
 class _Matches(Layer):
     """Lists the agents that fit a prefix in another way."""
 

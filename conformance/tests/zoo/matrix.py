@@ -7,6 +7,7 @@ other process, and writes down the checks that find it.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import multiprocessing
@@ -34,11 +35,11 @@ from conformance.tests.zoo.rounds import page as rounds
 
 _SECONDS = 10.0
 """How long one check may take on one mutant, unless it is the named one."""
-LOOKS = 5
-"""So often the named check may look for a fault that shows only sometimes, each time with another seed."""
+LOOKS = 25
+"""So often, at most, the named check may look for a fault that shows only sometimes, each time with another seed."""
 
 
-_ROW = re.compile(r"^\| (\w+) \| .* \| ([A-Z]+-\d+) \| `([A-Z]+-\d+\.\w+)` \| (\d+|–) \|$", re.MULTILINE)
+_ROW = re.compile(r"^\| (\w+) \| .* \| ([A-Z]+-\d+) \| `([A-Z]+-\d+\.\w+)`(?: \(\w+\))? \| (\d+|–) \|$", re.MULTILINE)
 
 
 class Row(NamedTuple):
@@ -82,13 +83,13 @@ def rivals(mutant: Mutant, *, everything: bool) -> list[Check]:
     ]
 
 
-def finds(check: Check, mutant: Mutant, seconds: float, looks: int = 1) -> bool:
+def finds(check: Check, mutant: Mutant, seconds: float, looks: int = 1, tier: Tier = Tier.QUICK) -> bool:
     """True if the check fails on the mutant; one that depends on timing may look several times, with other seeds."""
     runner.SCALE = seconds / 60  # type: ignore[misc]
     with redirect_stderr(StringIO()):
         for seed in range(looks if check.depends_on_timing else 1):
             try:
-                run_check(check, mutant.harness(), Settings(seed=seed))
+                run_check(check, mutant.harness(), Settings(tier, seed))
             except Unverified:
                 return False
             except Exception:
@@ -104,7 +105,7 @@ def examine(name: str, everything: bool, named_only: bool = False) -> Row:
     mutant = next(mutant for mutant in load_mutants() if mutant.name == name)
     named = next(check for check in load_checks() if check.id == mutant.killed_by)
     checks = [] if named_only else rivals(mutant, everything=everything)
-    killed = finds(named, mutant, 60.0, LOOKS)
+    killed = finds(named, mutant, 60.0, LOOKS, mutant.tier)
     others = tuple(check.id for check in checks if finds(check, mutant, _SECONDS))
     base = mutant.plain.name.removeprefix("plain ")
     seconds = round(time.perf_counter() - start, 1)
@@ -127,7 +128,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 def as_markdown(rows: Sequence[Row], *, everything: bool) -> str:
     """The matrix as a page of the documentation."""
-    numbers = summary(rows)
+    numbers, first = summary(rows), sum(first_tier(row) is Tier.QUICK for row in rows)
     others = "of the first tier" if everything else "of its area"
     lines = [
         "# Kill matrix",
@@ -138,7 +139,8 @@ def as_markdown(rows: Sequence[Row], *, everything: bool) -> str:
         "",
         f"{numbers['mutants']} faulty stores, {numbers['killed']} of them killed by the check that they name;",
         f"{numbers['of the KODE SDK']} have a fault of the stores of the KODE SDK 2.7. *Others* is how many of the",
-        f"other checks {others} find it, too, in one process.",
+        f"other checks {others} find it, too, in one process. The tier `quick` finds {first} of the",
+        "faulty stores; the name of the tier stands behind a check that finds its store in a later one.",
         "",
         "| faulty store | what is wrong | seen in | clause | killed by | others |",
         "|---|---|---|---|---|---:|",
@@ -150,6 +152,26 @@ def as_markdown(rows: Sequence[Row], *, everything: bool) -> str:
     return "\n".join(lines)
 
 
+def first_tier(row: Row) -> Tier:
+    """The first tier at which the check finds the mutant."""
+    return max(_checks()[row.killed_by].tier, _mutants()[row.mutant].tier)
+
+
+@functools.cache
+def _checks() -> dict[str, Check]:
+    return {check.id: check for check in load_checks()}
+
+
+@functools.cache
+def _mutants() -> dict[str, Mutant]:
+    return {mutant.name: mutant for mutant in load_mutants()}
+
+
+def told(tier: Tier) -> str:
+    """The tier in brackets, unless it is the first one."""
+    return "" if tier is Tier.QUICK else f" ({tier.name.lower()})"
+
+
 def _line(row: Row) -> str:
     killer = row.killed_by if row.killed else f"**not** by {row.killed_by}"
     cells = (
@@ -157,7 +179,7 @@ def _line(row: Row) -> str:
         row.wrong,
         row.source or "–",
         row.clause,
-        f"`{killer}`",
+        f"`{killer}`{told(first_tier(row))}",
         str(len(row.others)) if row.tried > 1 else "–",
     )
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

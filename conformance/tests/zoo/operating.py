@@ -80,9 +80,9 @@ class CountsNoLostLease(EngineStore):
         book = self._context.call_metrics
         enter = book.enter
 
-        def noted(op: Any, seconds: float, error: BaseException | None = None, **about: Any) -> None:
+        def noted(op: Any, seconds: float, error: BaseException | None, observed: Any) -> None:
             if not isinstance(error, LockLostError):
-                enter(op, seconds, error, **about)
+                enter(op, seconds, error, observed)
 
         book.enter = noted  # type: ignore[method-assign]
 

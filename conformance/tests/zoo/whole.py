@@ -66,6 +66,44 @@ class ImportsRaiseTimes(EngineStore):
         await super().import_agent(agent_id, records, **how)
 
 
+async def _moved_with_keys(ctx: Context) -> object:
+    await ctx.store.append_messages_once("a", {"k": samples.message()})
+    records = await ctx.store.load_agent("a")
+    await ctx.store.import_agent("b", records)
+    return await ctx.store.append_messages_once("b", {"k": samples.message()})
+
+
+@mutant(
+    "LIFE-8",
+    killed_by="keys_go_along_with_imports",
+    source="an import of the records that a user sees, without the table of idempotency keys",
+    witness=_moved_with_keys,
+)
+class ImportsForgetKeys(EngineStore):
+    """Imports agents without the keys of their messages."""
+
+    async def import_agent(self, agent_id: str, records: AgentRecords, **how: Any) -> None:
+        if type(records) is AgentRecords and type(records.message_keys) is dict:
+            await super().import_agent(agent_id, records, **how)  # refuses wrong keys
+            await self.delete(agent_id)
+            records = records.replace(message_keys={})
+        await super().import_agent(agent_id, records, **how)
+
+
+@mutant(
+    "LIFE-8",
+    killed_by="keys_go_along_with_imports",
+    source="a load of the kinds that records have, where keys are none",
+    witness=_moved_with_keys,
+)
+class LoadsForgetKeys(EngineStore):
+    """Loads agents without the keys of their messages."""
+
+    async def load_agent(self, agent_id: str) -> AgentRecords | None:
+        found = await super().load_agent(agent_id)
+        return found and found.replace(message_keys={})
+
+
 async def _updated_at(store: Any) -> int:
     found = await store.load_session("a")
     return 0 if found is None else int(found.updated_at)

@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 from conformance.tests.zoo.angels import Offsets, angel
-from conformance.tests.zoo.base import OnMemory
-from kode_core.query import make_cursor, message_query, session_query, tool_call_query
+from conformance.tests.zoo.base import OnMemory, cursor_after
+from kode_core.query import message_query, session_query, tool_call_query
 from kode_core.store import EngineStore
 
 
@@ -44,7 +44,7 @@ def _with_cursor(page: Any, parse: Any, filters: Any) -> Any:
         last = page[-1]
         sort_by = getattr(query, "sort_by", "created_at")
         place = (last.position,) if hasattr(last, "position") else ()
-        page.next_cursor = make_cursor(query, (getattr(last, sort_by), last.agent_id, *place))
+        page.next_cursor = cursor_after(query, (getattr(last, sort_by), last.agent_id, *place))
     return page
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from msgspec.structs import replace
 
 from conformance.tests.zoo.angels import angel
-from conformance.tests.zoo.base import OnMemory, Wrapper
+from conformance.tests.zoo.base import OnMemory, Wrapper, cursor_after
 from kode_core.batch import Batch, Fence
 from kode_core.layers import Layer
-from kode_core.query import make_cursor, message_query, session_query, tool_call_query
+from kode_core.query import message_query, session_query, tool_call_query
 
 
 @angel(OnMemory)
@@ -74,5 +74,5 @@ def _place(record: Any) -> tuple[int, str, int]:
 def _with_cursor(page: Any, checked: Callable[[Any], Any], filters: Any, key: Callable[[Any], tuple[Any, ...]]) -> Any:
     query = checked(filters)
     if page.next_cursor is None and page and len(page) == query.limit:
-        page.next_cursor = make_cursor(query, key(page[-1]))
+        page.next_cursor = cursor_after(query, key(page[-1]))
     return page

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from conformance.tests.zoo.angels import angel
-from conformance.tests.zoo.base import MemoryLayer, OnMemory, Wrapper
-from kode_core.query import make_cursor, message_query, session_query, tool_call_query
+from conformance.tests.zoo.base import MemoryLayer, OnMemory, Wrapper, cursor_after
+from kode_core.query import message_query, session_query, tool_call_query
 
 _STEP = 1_000
 
@@ -56,6 +56,12 @@ class GivesEveryThousandthOffset(Wrapper):
         found = await self.inner.emit_many(agent_id, events, **given)
         return [event.replace(offset=event.offset * _STEP) for event in found]
 
+    async def prune(self, agent_id: str, *, events_before_offset: Any = None, **given: Any) -> Any:
+        before = events_before_offset
+        is_offset = type(before) is int and -(2**63) <= before < 2**63
+        step = -(-before // _STEP) if is_offset else before
+        return await self.inner.prune(agent_id, events_before_offset=step, **given)
+
     def read_events(self, agent_id: str, *, after_offset: Any = None, **filters: Any) -> Any:
         return self._stepped(self.inner.read_events(agent_id, after_offset=self._before(after_offset), **filters))
 
@@ -97,7 +103,7 @@ class GivesACursorWithEveryFullPage(Wrapper):
     @staticmethod
     def _go_on(page: Any, query: Any, place: Any) -> Any:
         if page and page.next_cursor is None and len(page) == query.limit:
-            page.next_cursor = make_cursor(query, place(page[-1]))
+            page.next_cursor = cursor_after(query, place(page[-1]))
         return page
 
 

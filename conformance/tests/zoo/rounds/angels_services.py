@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from conformance.tests.zoo.angels import angel
-from conformance.tests.zoo.base import MemoryLayer, OnMemory
+from conformance.tests.zoo.base import MemoryLayer, OnMemory, cursor_after
 from kode_core.batch import Batch
 from kode_core.layers import Layer
-from kode_core.query import make_cursor, message_query, session_query, tool_call_query
+from kode_core.query import message_query, session_query, tool_call_query
 from kode_core.store import EngineStore
 
 __all__ = ["EndsWithACursor", "HasSnowflakeOffsets", "IsAcrossTheNetwork"]
@@ -51,7 +51,7 @@ class EndsWithACursor(EngineStore):
     @staticmethod
     def _with_cursor(page: Any, query: Any, key: Callable[[Any], tuple[Any, ...]]) -> Any:
         if page and page.next_cursor is None and len(page) == query.limit and not page.left_out:
-            page.next_cursor = make_cursor(query, key(page[-1]))
+            page.next_cursor = cursor_after(query, key(page[-1]))
         return page
 
     async def query_sessions(self, **filters: Any) -> Any:

@@ -24,7 +24,7 @@ from kode_core.backends.memory.engine import MemorySpace
 from kode_core.batch import Applied, DocKind, DocWrite, Fence, ListKind
 from kode_core.codec import Body, digest, encode
 from kode_core.engines import scan
-from kode_core.engines.state import EventLog
+from kode_core.engines.event_log import EventLog
 from kode_core.errors import CorruptRecordError, PayloadTooLargeError, StoreClosedError
 from kode_core.found import SessionRow
 from kode_core.ids import check_agent_id
