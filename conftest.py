@@ -3,12 +3,16 @@
 ``tests/slow.txt`` names them; ``python -m tests.slow`` makes it from the times that a run with ``KODE_TEST_TIMES=FILE``
 wrote. A test that is named on the command line runs in any case. ``KODE_TEST_SLOW=1/3`` takes the second of three
 samples of them, so that three runs in a row see them all.
+
+The adapters of agent frameworks are tested where their frameworks are installed: ``make test-frameworks`` sees to that.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,26 @@ from hypothesis import HealthCheck, settings
 from tests.sampling import take_sample
 
 _SLOW = Path(__file__).with_name("tests") / "slow.txt"
+
+FRAMEWORKS = {
+    "langgraph": "langgraph",
+    "openai-agents": "openai-agents",
+    "claude-agent": "claude-agent-sdk",
+    "pydantic-ai": "pydantic-ai-slim",
+    "adk": "google-adk",
+}
+
+
+def _is_missing(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return True
+    return False
+
+
+_MISSING = [folder for folder, name in FRAMEWORKS.items() if _is_missing(name)]
+collect_ignore = [f"plugins/{folder}" for folder in _MISSING]
 
 settings.register_profile("kode", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kode")  # a busy machine is no finding
@@ -31,6 +55,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.slow)
     if sample := os.environ.get("KODE_TEST_SLOW"):
         take_sample(config, items, sample, lambda item: item.nodeid if item.get_closest_marker("slow") else "")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the tests themselves out of the garbage collections that tests ask for: each takes as long as a test."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_report_header() -> str:
+    return f"left to make test-frameworks: {', '.join(_MISSING)}" if _MISSING else "with all frameworks"
 
 
 class _Times:

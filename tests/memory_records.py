@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kode_conformance import Handle, Space, StoreHarness
+from msgspec.structs import replace
 
 from kode_core import Store
 from kode_core.authoring.matching import is_wanted, page, row_matches, session_matches
 from kode_core.batch import Fence, SessionRow, Totals
+from kode_core.codec import Body
 from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record.engine import RecordEngine
 from kode_core.engines.record.store import (
@@ -27,6 +29,7 @@ from kode_core.engines.record.store import (
     Remains,
     removed,
 )
+from kode_core.engines.record.terms import DocSearch, terms_of_item
 from kode_core.errors import UnsupportedError
 from kode_core.query import RowQuery, SessionQuery
 from kode_core.store import EngineStore
@@ -227,6 +230,27 @@ class MemoryRecords:
         keyed = (((f.item.time, f.place.agent_id, int(f.item.key[2:])), f) for f in found)
         return page(keyed, query)
 
+    async def find_docs(self, search: DocSearch) -> list[FoundItem]:
+        await self.step()
+
+        def key(found: FoundItem) -> tuple[str, str, str]:
+            return found.place.agent_id, found.item.key, found.place.epoch
+
+        found = [
+            FoundItem(place, item)
+            for place, items in self.contents.items.items()
+            if search.agent_id in (None, place.agent_id)
+            for item in items.values()
+            if set(search.terms) & set(terms_of_item(item))
+        ]
+        if search.after is not None:
+            after = search.after
+            found = [one for one in found if (key(one) < after if search.descending else key(one) > after)]
+        page = sorted(found, key=key, reverse=search.descending)[: search.limit]
+        if search.bodies:
+            return page
+        return [FoundItem(one.place, replace(one.item, body=Body("", one.item.body.digest))) for one in page]
+
     async def totals(self) -> Totals:
         await self.step()
         heads = self.contents.heads.values()
@@ -290,7 +314,7 @@ class RecordsHarness(StoreHarness):
     """The engine over a store where nearly everything is too large for a record."""
 
     name = "records"
-    lacks = frozenset({"PERSISTENT", "CROSS_PROCESS"})
+    lacks = frozenset({"PERSISTENT", "CROSS_PROCESS", "SCOPES"})
     options: ClassVar[dict[str, Any]] = {}
 
     async def provision(self, space: Space) -> Handle:

@@ -228,6 +228,9 @@ class AsyncAgain:
         lock = self.sync.acquire_agent_lock(agent_id, ttl_ms, wait_ms)
         return AsyncLock(lambda: lock)
 
+    def scoped(self, tenant: str) -> AsyncAgain:
+        return AsyncAgain(self.sync.scoped(tenant))
+
     async def __aenter__(self) -> Any:
         return self
 

@@ -8,12 +8,14 @@ import io
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -227,7 +229,12 @@ def test_library_errors_are_one_line(store: str) -> None:
         (("sessions", "--store", "production"), "error: the text given is neither a URL"),
         (
             ("sessions", "--store", "sqllite:///a.db"),
-            "error: the URL does not begin with a backend's name: did you mean 'sqlite'?",
+            "error: the URL does not begin with a backend's name; did you mean 'sqlite'? (installed: ",
+        ),
+        (("sessions", "--store", "hunter2:x"), "error: the URL does not begin with a backend's name (installed: "),
+        (
+            ("sessions", "--store", "redis://:hunter2@host/0"),
+            "error: the URL: no backend is named 'redis' (installed: ",
         ),
         (("sessions", "--store", ""), "error: --store is empty; name a store, or leave --store out"),
         (("delete", "agt-0", "--yes", "--store="), "error: --store is empty"),
@@ -262,9 +269,9 @@ def test_what_cannot_be_done_is_said_in_a_line(store: str, arguments: tuple[str,
 
 def test_time_that_cannot_be_read_is_a_usage_error(store: str) -> None:
     """It says how a time is written."""
-    _, err = kode("sessions", "--created-after", "yesterday", "--store", store, code=2)
+    _, err = kode("sessions", "--created-after", "lately", "--store", store, code=2)
 
-    assert "'yesterday' is no time" in err and "7d" in err
+    assert "'lately' is no time" in err and "7d" in err
     _, err = kode("sessions", "--created-after", "9" * 5000, "--store", store, code=2)
     assert "is no time" in err and "sys." not in err and len(err) < 2000
 
@@ -355,7 +362,7 @@ def test_doctor_counts_agents_without_info(store: str) -> None:
             await opened.append_messages("agt-new", [Message.user("Hello")])
 
     asyncio.run(begin())
-    assert "ok, 5 agents checked, 1 of them without info" in kode("doctor", "--store", url)[0]
+    assert "ok, 5 agents checked, 1 of them without info, as is normal" in kode("doctor", "--store", url)[0]
 
 
 def test_doctor_finds_what_does_not_fit(store: str) -> None:
@@ -544,6 +551,132 @@ def test_tool_calls_are_queried(store: str) -> None:
     assert out.count("Error: full") == 4
 
 
+def test_a_state_in_other_letters_is_noticed(store: str) -> None:
+    """Any text may be a state, so that nothing is refused; a note says which one was probably meant."""
+    out, err = kode("tool-calls", "--state", "completed", "--count", "--store", store)
+    assert out == "0\n"
+    assert err == "the state 'completed' is not 'COMPLETED': capitals count; write --state COMPLETED\n"
+    assert kode("tool-calls", "--state", "COMPLETED", "--state", "mine", "--count", "--store", store) == ("4\n", "")
+
+
+@pytest.fixture(scope="module")
+def long_ids(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store of two agents whose ids differ at their end, with nested metadata."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('long')}/agents.db"
+
+    async def fill_long() -> None:
+        async with create_extended_store(url) as store:
+            for last in "ab":
+                failed = ToolCallRecord(
+                    id="c", name="mcp__orders__find_order", state="FAILED", error="there is no order", is_error=True
+                )
+                await store.save_turn(
+                    LONG_ID + last,
+                    append=[Message.user("Hello")],
+                    tool_calls=[failed],
+                    info=AgentInfo(
+                        agent_id=LONG_ID + last,
+                        template_id="claude-agent",
+                        metadata={
+                            "summary": {"first": "x" * 600},
+                            "items": ["y" * 600],
+                            "text": "z" * 600,
+                            "small": {"a": 1},
+                        },
+                    ),
+                )
+
+    asyncio.run(fill_long())
+    return url
+
+
+LONG_ID = "claude:-work-a-folder-with-a-long-name:7790ecf4-0000-4000-8000-0123456789"
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_a_narrow_terminal_shortens_ids_and_keeps_states(long_ids: str, columns: int) -> None:
+    """The beginning and the end of an id stay; --full and pipes have whole ids, and so does JSON."""
+    out = in_terminal(("tool-calls", "--store", long_ids), columns, "")
+    lines = out.splitlines()
+    assert "STATE" in lines[0] and ("CREATED (UTC)" in lines[0]) == (columns == 100)
+    assert [line.split()[0][-4:] for line in lines[1:3]] == ["789b", "789a"]
+    assert all(line.startswith("claude:-") and "…" in line and "FAILED" in line for line in lines[1:3])
+    assert all(cell_len(line) <= columns for line in lines)
+    sessions = in_terminal(("sessions", "--store", long_ids), columns, "").splitlines()
+    assert all("claude-agent" in line for line in sessions[1:3]) or columns == 60
+    assert all(cell_len(line) <= columns for line in sessions)
+    messages = in_terminal(("messages", "--store", long_ids), columns, "").splitlines()
+    assert all("Hello" in line and "user" in line for line in messages[1:3])
+    full = in_terminal(("tool-calls", "--full", "--store", long_ids), columns, "")
+    assert "…" not in full or columns < 100
+    assert kode("tool-calls", "--store", long_ids)[0].count(LONG_ID) == 2
+
+
+def test_metadata_of_a_table_is_short(long_ids: str) -> None:
+    """Long objects, lists and texts are shortened, into a pipe, too; --full and --json show all."""
+    out, _ = kode("sessions", "--store", long_ids)
+    assert out.splitlines()[1].endswith(f'summary={{…}}, items=[…], text={"z" * 59}…, small={{"a": 1}}')
+    out, _ = kode("sessions", "--full", "--store", long_ids)
+    assert out.count("x" * 600) == out.count("y" * 600) == out.count("z" * 600) == 2
+
+
+def test_groups_are_sorted_by_their_size(store: str) -> None:
+    """The largest first, equal ones by their values; --limit takes the first ones. JSON has the mean of durations."""
+    url = copy(store)
+
+    async def more() -> None:
+        calls = [
+            ToolCallRecord(id=f"m{i}", name="zeta", state="COMPLETED", duration_ms=i, created_at=1, updated_at=1)
+            for i in range(7)
+        ]
+        async with create_extended_store(url) as opened:
+            await opened.upsert_tool_call_records("agt-0", calls)
+
+    asyncio.run(more())
+    asked = ("tool-calls", "--by", "tool_name", "--sort", "count")
+    groups = kode_json(*asked, "--durations", "--store", url)["groups"]
+    assert [(one["values"]["tool_name"], one["count"]) for one in groups] == [("zeta", 7), ("book", 4), ("weather", 4)]
+    assert groups[0]["durations"] == {"count": 7, "totalMs": 21, "maxMs": 6, "meanMs": 3.0}
+    out, err = kode(*asked, "--limit", "1", "--store", url)
+    assert (out.split(), err) == (["TOOL", "NAME", "COUNT", "zeta", "7"], "1 of 3 groups\n")
+    largest = ("--sort", "count", "--limit", "1", "--store", url)
+    assert [one["count"] for one in kode_json("messages", "--by", "role", *largest)["groups"]] == [8]
+    assert [one["count"] for one in kode_json("sessions", "--by", "template_id", *largest)["groups"]] == [2]
+
+
+def test_groups_are_counted(store: str) -> None:
+    """--by prints a row for each group, with the durations if they are asked for; wrong names say which there are."""
+    calls = kode_json("tool-calls", "--all", "--store", store)["toolCalls"]
+    by_tool = Counter((call["name"], call["state"]) for call in calls)
+    wanted = [{"values": {"tool_name": name, "state": s}, "count": by_tool[name, s]} for name, s in sorted(by_tool)]
+    assert kode_json("tool-calls", "--by", "tool_name", "--by", "state", "--store", store) == {"groups": wanted}
+    out, err = kode("tool-calls", "--by", "tool_name", "--by", "state", "--durations", "--store", store)
+    lines = [re.split(r"  +", line.strip()) for line in out.splitlines()]
+    assert lines[0] == ["TOOL NAME", "STATE", "COUNT", "TOTAL (MS)", "MEAN (MS)", "MAX (MS)"]
+    assert [line[:3] for line in lines[1:]] == [[name, s, str(by_tool[name, s])] for name, s in sorted(by_tool)]
+    assert err == f"{len(by_tool)} group{'' if len(by_tool) == 1 else 's'}\n"
+    errors = kode_json("tool-calls", "--errors", "--by", "is_error", "--store", store)["groups"]
+    assert errors == [{"values": {"is_error": True}, "count": len([c for c in calls if c.get("isError")])}]
+    sessions = kode_json("sessions", "--by", "day", "--utc-offset", "60", "--store", store)["groups"]
+    assert sum(one["count"] for one in sessions) == len(kode_json("sessions", "--all", "--store", store)["sessions"])
+    roles = kode_json("messages", "agt-1", "--by", "role", "--store", store)["groups"]
+    assert sum(one["count"] for one in roles) == len(kode_json("messages", "agt-1", "--store", store)["messages"])
+    wrong: tuple[tuple[tuple[str, ...], str], ...] = (
+        (("tool-calls", "--by", "tool"), "tool_calls cannot be grouped by 'tool'; did you mean 'tool_name'?"),
+        (("sessions", "--utc-offset", "60"), "by names nothing"),
+        (("messages", "--by", "day", "--limit", "3"), "takes no limit"),
+        (("messages", "--sort", "count"), "by names nothing"),
+        (("messages", "--by", "day", "--sort", "size"), "--sort must be count, got 'size'"),
+        (("messages", "--by", "day", "--sort", "count", "-n", "-1"), "--limit must not be negative, got -1"),
+        (
+            ("tool-calls", "--by", "tool_name, is_error"),
+            "--by takes one name, and is repeated for more: --by tool_name --by is_error",
+        ),
+    )
+    for command, message in wrong:
+        assert message in kode(*command, "--store", store, code=2)[1]
+
+
 def test_stats_counts_one_agent(store: str) -> None:
     """By tool and by state, states as stored."""
     assert kode_json("stats", "agt-0", "--store", store) == {
@@ -608,6 +741,34 @@ def test_documents_are_listed_in_the_order_of_their_keys(documents: str) -> None
     assert second["documents"][0]["key"] == "2025-100"
     assert len(keys("--all")) == 251
     assert query("--prefix", "zzz") == {"documents": [], "nextCursor": None}
+
+
+def test_documents_are_found_by_tag(tmp_path: Path) -> None:
+    """Documents of all agents, or of one, with all of the tags and any of the values of one; wrong ones are refused."""
+    url = f"json:///{tmp_path}/store"
+
+    async def fill() -> None:
+        async with create_extended_store(url) as store:
+            for i, agent_id in enumerate(("a", "b", "c")):
+                await store.put_document(agent_id, "notes", "k", i, tags={"run": f"r{i}", "state": "done"})
+
+    asyncio.run(fill())
+
+    def query(*options: str) -> Any:
+        return found_by("documents", *options, "--store", url)
+
+    (found,) = query("notes", "--tag", "run=r1")["documents"]
+    assert (found["agentId"], found["value"], found["tags"]) == ("b", 1, {"run": "r1", "state": "done"})
+    several = query("notes", "--tag", "run=r0", "--tag", "run=r2", "--tag", "state=done", "--reverse")["documents"]
+    assert [one["agentId"] for one in several] == ["c", "a"]
+    assert query("b", "notes", "--tag", "run=r0")["documents"] == []
+    first = query("notes", "--tag", "state=done", "--limit", "2")
+    second = query("notes", "--tag", "state=done", "--limit", "2", "--cursor", first["nextCursor"])
+    assert [one["agentId"] for one in (*first["documents"], *second["documents"])] == ["a", "b", "c"]
+    out, err = kode("documents", "notes", "--tag", "state=done", "--store", url)
+    assert "run=r2, state=done" in out and err == "3 documents\n"
+    for wrong in (("--tag", "run"), ("--tag", "run=r1", "--prefix", "k"), ("--tag", "=x")):
+        assert kode("documents", "notes", *wrong, "--store", url, code=2)
 
 
 def test_documents_are_shown_as_a_table(documents: str) -> None:
@@ -852,8 +1013,8 @@ def test_hostile_values_are_exact_in_json(hostile: str, arguments: tuple[str, ..
 
 @pytest.mark.parametrize("columns", [40, 80, 140])
 def test_terminal_of_any_width_shows_whole_ids(hostile: str, columns: int) -> None:
-    """A narrow one folds them; nothing else gets longer than the terminal."""
-    out = in_terminal(("sessions", "--store", hostile), columns, "").replace("\r\n", "\n")
+    """With --full, a narrow one folds them; nothing else gets longer than the terminal."""
+    out = in_terminal(("sessions", "--full", "--store", hostile), columns, "").replace("\r\n", "\n")
 
     assert all(cell_len(line) <= columns for line in out.splitlines())
     parts = [line.split("  ")[0].strip() for line in out.splitlines()]
@@ -1082,6 +1243,30 @@ def test_prune_counts_and_removes(store: str) -> None:
     assert kode("prune", *snapshots, "--yes")[1] == "2 records removed\n"
 
 
+def test_prune_goes_on_behind_a_damaged_agent(tmp_path: Path) -> None:
+    """The damaged agent is named, the others are pruned and counted, and the command fails."""
+    url = f"json:///{tmp_path}/j"
+
+    async def fill() -> None:
+        async with create_extended_store(url) as opened:
+            for agent_id in "abc":
+                for i in range(3):
+                    await opened.save_snapshot(agent_id, Snapshot(id=f"s{i}", created_at=i))
+
+    asyncio.run(fill())
+    (file,) = (tmp_path / "j").glob("b*.jsonl")
+    file.write_bytes(b"x" * 40 + file.read_bytes()[40:])
+    arguments = ("prune", "a", "b", "c", "--keep-snapshots", "1", "--store", url)
+    out, err = kode(*arguments, "--dry-run", code=1)
+    assert out == "a: 2 snapshots\nc: 2 snapshots\n"
+    assert err.startswith("4 records would be removed\nerror: b: ") and "'b'" in err
+    out, err = kode(*arguments, "--yes", "--json", code=1)
+    found = json.loads(out)
+    assert [(one["agentId"], one["snapshots"]) for one in found["agents"]] == [("a", 2), ("c", 2)]
+    assert [one["agentId"] for one in found["failed"]] == ["b"]
+    assert err.startswith("error: b: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -1190,9 +1375,12 @@ def test_seconds_are_no_milliseconds(store: str) -> None:
     kode("delete", "--older-than", "1735689600000", "--store", store, "--dry-run")
 
 
-def test_a_command_of_the_suite_names_its_distribution() -> None:
-    """Where kode-conformance is not installed, its commands say where they come from."""
+@pytest.mark.parametrize(("command", "owner"), [("conformance", "kode-conformance"), ("chat", "kode-agent")])
+def test_a_command_of_others_names_its_distribution(command: str, owner: str) -> None:
+    """Where kode-conformance or kode-agent is not installed, its commands say what to install."""
     script = "import kode_core.cli.app as a; a.entry_points = lambda **_: (); a.run()"
-    done = subprocess.run((sys.executable, "-c", script, "conformance"), capture_output=True, text=True, check=False)
+    done = subprocess.run((sys.executable, "-c", script, command), capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "kode conformance comes with kode-conformance, which is not installed here" in done.stderr
+    wanted = f"kode {command} comes with {owner}, which is not installed here: pip install {owner}"
+    assert wanted in done.stderr
+    assert "No such command" not in done.stderr

@@ -108,7 +108,7 @@ def test_kode_commands_exist(page: Path) -> None:
     context = group.make_context("kode", [], resilient_parsing=True)
     for line in kode_commands(page):
         words = shlex.split(line.split(" #")[0].split(" | ")[0].split(" > ")[0])[1:]
-        while words and words[0] in ("--store", "-s"):
+        while words and words[0] in ("--store", "-s", "--tenant"):
             words = words[2:]
         if words[:1] in (["COMMAND"], ["--version"], ["--help"]) or not words:
             continue

@@ -233,3 +233,21 @@ def _killed(*_: Any, **__: Any) -> None:
 def _todos(title: str) -> DocWrite:
     body = encode(TodoSnapshot, samples.todos(title), "todos")
     return DocWrite(DocKind.TODOS, "", Doc("", 0, body))
+
+
+async def test_a_short_page_of_ids_hides_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database gives a short page where it passes over documents of layers; the page of the files is longer."""
+    monkeypatch.setattr("kode_core.store.reader._IDS_AT_ONCE", 3)
+    async with create_extended_store(HYBRID) as store:
+        for name in "efgh":
+            await store.save_info(name, samples.info(name))
+        for name in "efh":  # the files know nothing of g
+            await store.append_events(name, samples.events(1))
+    with closing(sqlite3.connect("a.db")) as db, db:
+        columns = [row[1] for row in db.execute("PRAGMA table_info(kode_docs)")]
+        given = ", ".join({"agent_id": "?", "kind": "'layer'"}.get(name, name) for name in columns)
+        db.executemany(
+            f"INSERT INTO kode_docs SELECT {given} FROM kode_docs LIMIT 1", [(name,) for name in ("a", "b", "ee")]
+        )
+    async with create_extended_store(HYBRID) as store:
+        assert await store.list(include_without_info=True) == ["e", "f", "g", "h"]

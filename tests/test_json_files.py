@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -33,8 +34,10 @@ from kode_core import (
 from kode_core.backends.json_files import files
 from kode_core.backends.json_files.files import file_name, locked
 from kode_core.backends.json_files.folder import Folder, stripe_of
+from kode_core.backends.json_files.searches import searched, searched_whole
 from kode_core.batch import Batch, EventRange, EventWrite
 from kode_core.codec import Body, digest
+from kode_core.query import SessionQuery
 from tests.power_loss import Recording, recorded
 
 
@@ -562,9 +565,11 @@ async def test_a_search_that_fails_keeps_no_file_locked() -> None:
     async with opened() as store, opened() as other:
         await store.save_messages("a", samples.messages(1))
         engine = store._context.engine
-        with pytest.raises(LookupError) as caught:
-            await engine._found(None, fails)
-        async with asyncio.timeout(5):
-            await other.append_messages("a", samples.messages(1))
-            assert len(await store.query_messages()) == 2
-        assert caught.value.__traceback__ is not None
+        searches = (partial(searched, engine.folder, SessionQuery()), partial(searched_whole, engine.folder, None))
+        for i, search in enumerate(searches, 2):
+            with pytest.raises(LookupError) as caught:
+                await engine._tried(partial(search, fails))
+            async with asyncio.timeout(5):
+                await other.append_messages("a", samples.messages(1))
+                assert len(await store.query_messages()) == i
+            assert caught.value.__traceback__ is not None

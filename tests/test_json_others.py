@@ -33,7 +33,7 @@ from kode_core import (
 from kode_core.backends.json_files import journal
 from kode_core.backends.json_files.folder import STRIPES, stripe_of
 from kode_core.backends.json_files.plugin import JsonOptions, open_json
-from kode_core.engines.state import EventLog
+from kode_core.engines.event_log import EventLog
 
 BASE = Path("store")
 

@@ -10,9 +10,12 @@ from kode_sqlite.engine import SqliteEngine
 
 from kode_core.backends.json_files.engine import JsonFilesEngine
 from kode_core.backends.memory.engine import MemoryEngine
-from kode_core.engine import Connects, Counts, Engine, Notifies, RangesDocs, Repairs
+from kode_core.counted import Counts, Groups
+from kode_core.engine import Connects, Engine, Notifies, RangesDocs, Repairs
 from kode_core.hybrid.engine import HybridEngine
 from kode_core.layers import Layer
+from kode_core.rewriting import RewritesEvents
+from kode_core.tagged import FindsDocs
 
 
 def verbs(cls: type) -> set[str]:
@@ -21,7 +24,7 @@ def verbs(cls: type) -> set[str]:
 
 def test_a_layer_forwards_every_verb() -> None:
     """The base of layers has every verb of an engine, with the same parameters: none falls through."""
-    protocols = (Engine, Notifies, Connects, Repairs, RangesDocs, Counts)
+    protocols = (Engine, Notifies, Connects, Repairs, RangesDocs, Counts, Groups, FindsDocs, RewritesEvents)
     assert verbs(Layer) - {"around"} == {verb for protocol in protocols for verb in verbs(protocol)}
     for protocol in protocols:
         for verb in verbs(protocol):

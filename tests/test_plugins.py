@@ -36,6 +36,7 @@ from kode_core.installed import FIRST_PARTY, InstalledPlugin, in_metadata
 from kode_core.layers import Layer
 from kode_core.operation import Operation
 from kode_core.plugins import GROUP, PLUGIN_GROUP, Backend, Plugins, hookimpl, registry
+from kode_core.sources.urls import from_url
 from kode_core.store import EngineStore
 
 Install = Callable[..., None]
@@ -135,6 +136,8 @@ def test_a_first_party_backend_that_is_missing(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(FIRST_PARTY, "acme", "kode-acme")
     with pytest.raises(UnknownBackendError, match=r"'acme' is not installed; run: pip install kode-acme \(installed: "):
         Plugins(()).backend("acme")
+    with pytest.raises(UnknownBackendError, match=r"^the URL: backend 'acme' is not installed; run: pip install kode-"):
+        from_url("acme://user:hunter2@host/x", Plugins(()).backend)
 
 
 def test_a_misspelt_backend() -> None:

@@ -27,6 +27,7 @@ AUTHORING = [
     "kode_core.authoring.calls",
     "kode_core.authoring.clock",
     "kode_core.authoring.closing",
+    "kode_core.authoring.contexts",
     "kode_core.authoring.files",
     "kode_core.authoring.matching",
     "kode_core.authoring.modes",

@@ -17,7 +17,7 @@ def test_a_misspelt_filter_is_answered_with_the_right_one() -> None:
         InvalidArgumentError, match="unknown filter 'templateid' for sessions; did you mean 'template_id'"
     ):
         session_query({"templateid": "x"})  # type: ignore[typeddict-unknown-key]
-    with pytest.raises(InvalidArgumentError, match="known are agent_id, content_type"):
+    with pytest.raises(InvalidArgumentError, match="known are agent_id, contains, content_type"):
         message_query({"zzzz": 1})  # type: ignore[typeddict-unknown-key]
 
 

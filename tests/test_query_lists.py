@@ -8,7 +8,8 @@ import pytest
 
 from kode_core import AgentInfo, InvalidArgumentError, Message, UnsupportedError
 from kode_core.backends.memory.engine import MemoryEngine
-from kode_core.engine import Engine, can_count, finds_any_of
+from kode_core.counted import can_count
+from kode_core.engine import Engine, finds_any_of
 from kode_core.layers import Layer
 from kode_core.query import (
     MAX_VALUES,

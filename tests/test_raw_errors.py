@@ -203,6 +203,7 @@ GIVEN: Final[Mapping[str, Callable[[], Any]]] = {
     "file": lambda: RecoveredFile(path="p", content="x"),
     "info": lambda: AgentInfo(agent_id="a", template_id="t"),
     "snapshot_id": lambda: "s",
+    "tenant": lambda: "t",
     "count": lambda: 1,
     "ttl_ms": lambda: 1000,
     "wait_ms": lambda: 0,
@@ -220,6 +221,7 @@ GIVEN: Final[Mapping[str, Callable[[], Any]]] = {
     "key": lambda: "k",
     "value": lambda: 1,
     "documents": lambda: [PutDocument("c", "k", 1)],
+    "tags": lambda: {"run": "r1"},
 }
 FILTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "sessions": (
@@ -229,6 +231,7 @@ FILTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "messages": ("agent_id", "role", "content_type", "created_after", "created_before", "limit", "cursor"),
     "tool_calls": ("agent_id", "tool_name", "state", "is_error", "has_approval", "created_after", "order", "offset"),
 }
+GROUPED: Final = ("by", "utc_offset_minutes", "durations")
 WRITES: Final = (
     *("save_", "append_", "upsert_", "delete", "batch_", "emit", "pop_", "truncate_", "replace_"),
     *("create_", "import_", "update_", "fork", "put_", "write_", "prune"),
@@ -269,7 +272,8 @@ def calls(store: ExtendedStore) -> list[tuple[str, dict[str, Any], str]]:
         parameters = inspect.signature(method).parameters
         if "filters" in parameters:
             kind = name.partition("_")[2] if name != "delete_many" else "sessions"
-            found += [(name, {}, filter_) for filter_ in FILTERS[kind]]
+            own = GROUPED if name.startswith("group_") else ()
+            found += [(name, {"by": "day"} if own else {}, one) for one in (*own, *FILTERS[kind])]
             continue
         defaults: dict[str, Any] = {"snapshot": TodoSnapshot() if name == "save_todos" else Snapshot(id="s")}
         if name == "append_messages_once":

@@ -20,13 +20,14 @@ TIMES = {"a.py::one[x]": 5.0, "a.py::one[y]": 1.0, "a.py::two": 4.0, "b.py::C::t
         (13.5, []),
         (13.4, ["a.py::one"]),
         (7.5, ["a.py::one"]),
-        (7.4, ["a.py::one", "a.py::two"]),
-        (1, ["a.py::one", "a.py::two", "b.py::C::three"]),
-        (0, ["a.py::one", "a.py::two", "b.py::C::three", "b.py::four"]),
+        (7.4, ["a.py::one", "b.py::C::three"]),
+        (4, ["a.py::one", "b.py::C::three"]),
     ],
 )
 def test_the_longest_are_left_out(seconds: float, left_out: list[str]) -> None:
-    """As few functions as possible, those with the longest case first, each with all of its cases."""
+    """As few functions as possible, those with the longest case first, each with all of its cases; of each file one
+    stays at least, however long it takes.
+    """
     assert longest(TIMES, seconds) == left_out
 
 
@@ -37,12 +38,21 @@ def test_the_case_counts_and_not_the_sum() -> None:
     assert longest({}, 0) == []
 
 
+def test_a_third_of_each_file_stays() -> None:
+    """However short the time is, the functions that take the least run."""
+    times = {f"a.py::t{i}": float(i) for i in range(1, 8)} | {"b.py::alone": 9.0}
+    assert longest(times, 0) == ["a.py::t3", "a.py::t4", "a.py::t5", "a.py::t6", "a.py::t7"]
+
+
 def test_the_list_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line for each function, next to the module."""
+    """A line for each function, next to the module; functions that the run did not time stay in the list."""
     monkeypatch.setattr(slow, "__file__", str(tmp_path / "slow.py"))
     (tmp_path / "times.json").write_text(json.dumps(TIMES))
-    slow.main(str(tmp_path / "times.json"), "7.4")
-    assert (tmp_path / "slow.txt").read_text() == "a.py::one\na.py::two\n"
+    for before, after in (("", ""), ("a.py::two\nb.py::left_out\n", "b.py::left_out\n")):
+        if before:
+            (tmp_path / "slow.txt").write_text(before)
+        slow.main(str(tmp_path / "times.json"), "7.4")
+        assert (tmp_path / "slow.txt").read_text() == f"a.py::one\nb.py::C::three\n{after}"
 
 
 def test_each_line_names_a_file_that_is_there() -> None:

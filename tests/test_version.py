@@ -16,7 +16,22 @@ from scripts.version import Disagreement, agreed, bounds, projects, set_version
 
 ROOT = Path(__file__).parents[1]
 DAY = datetime.date(2030, 1, 31)
-DISTRIBUTIONS = {"kode-core", "kode-sqlite", "kode-postgres", "kode-mongo", "kode-dynamodb", "kode-conformance"}
+DISTRIBUTIONS = {
+    "kode-core",
+    "kode-sqlite",
+    "kode-postgres",
+    "kode-mongo",
+    "kode-dynamodb",
+    "kode-conformance",
+    "kode-agent",
+    "kode-inspector",
+    "kode-otel",
+    "kode-langgraph",
+    "kode-openai-agents",
+    "kode-claude-agent",
+    "kode-pydantic-ai",
+    "kode-adk",
+}
 
 
 @pytest.fixture

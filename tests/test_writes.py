@@ -25,6 +25,7 @@ from kode_core import (
     StoreUnavailableError,
     ToolResultBlock,
     ToolUseBlock,
+    create_extended_store,
 )
 from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
 from kode_core.batch import Batch, EventRange, EventRow, ListRows, Outcome, Refused
@@ -551,3 +552,17 @@ async def test_closed_stores_say_so() -> None:
 
 async def _never() -> Engine:
     raise AssertionError("must not be opened")
+
+
+async def test_no_version_comes_back_within_a_millisecond(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that is deleted and created again while the clock stands still has versions that it never had."""
+    monkeypatch.setattr("time.time_ns", lambda: 1_767_258_000_000 * 10**6)
+    monkeypatch.setattr("time.time", lambda: 1_767_258_000.0)
+    info, seen = AgentInfo(agent_id="a", template_id="t", created_at=1), list[str]()
+    async with create_extended_store("memory:") as store:
+        for _ in range(20):
+            for _ in range(3):
+                await store.save_info("a", info)
+                seen.append(await store.load_version("a"))
+            await store.delete("a")
+    assert len(set(seen)) == len(seen)

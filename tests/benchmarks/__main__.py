@@ -2,15 +2,16 @@
 
 The parts startup, turns, loads, workers, streams, follow, searches and forks measure sqlite and postgres next to bare
 drivers; heartbeat, how long a call holds the event loop, and memory, what a process holds of many agents
-(``agents=200`` for fewer than 2,000), measure json, too, and so do observers, what they cost a call, parts, the last
-messages of long lists, and documents, their puts, pages and counters; matrix is a table of all backends, emulators
-marked as such (``ARGS="matrix sqlite mongo"`` for some of them; the others have nothing else, and with matrix, memory
-is the backend of that name). contention
-measures all backends that several processes can use: stores and processes that all write one agent (``ARGS="contention
-mongo"`` for one of them). costs are counts of what calls ask of MongoDB and DynamoDB, which go alone, and are put into
-their guides (``ARGS="costs mongo"`` for one of them). peers, other projects that keep conversations, are measured only
-when they are named; and so is million, what searches touch in a store of a million messages, which takes minutes and
-goes alone.
+(``agents=200`` for fewer than 2,000), measure json, too, and so do observers, what they cost a call, otel, what
+kode-otel costs a call, layers, what encryption and compression cost, parts, the last messages of long lists, documents,
+their puts, pages and counters, and moving, copies, exports and imports of whole agents; matrix is a table of all
+backends, emulators marked as such (``ARGS="matrix sqlite mongo"`` for some of them; the others have nothing else, and
+with matrix, memory is the backend of that name). contention measures all backends that several processes can use:
+stores and processes that all write one agent (``ARGS="contention mongo"`` for one of them). costs are counts of what
+calls ask of MongoDB and DynamoDB, which go alone, and are put into their guides (``ARGS="costs mongo"`` for one of
+them). peers, other projects that keep conversations, are measured only when they are named; and so is million, what
+searches touch in a store of a million messages, which takes minutes and goes alone. text, searches for texts with an
+index of them and without, goes alone, too (``ARGS="text messages=1000000 characters=500"`` for another store).
 """
 
 from __future__ import annotations
@@ -27,16 +28,20 @@ from tests.benchmarks import (
     follow,
     forks,
     heartbeat,
+    layers,
     loads,
     matrix,
     memory,
     million,
+    moving,
     observers,
+    otel,
     parts,
     peers,
     searches,
     startup,
     streams,
+    text,
     turns,
     workers,
 )
@@ -55,10 +60,13 @@ PARTS = {
     "heartbeat": heartbeat,
     "memory": memory,
     "observers": observers,
+    "layers": layers,
+    "otel": otel,
     "parts": parts,
     "documents": documents,
+    "moving": moving,
 }
-WITHOUT_FLOOR = (heartbeat, memory, observers, parts, documents)
+WITHOUT_FLOOR = (heartbeat, layers, memory, observers, otel, parts, documents, moving)
 EXTRAS = {"peers": peers}
 TABLES = ("matrix", "contention")
 AGENTS_OPTION = "agents="
@@ -110,6 +118,8 @@ if __name__ == "__main__":
     for option in sys.argv[1:]:
         if option not in names:
             memory.AGENTS = int(option.removeprefix(AGENTS_OPTION))
+    if names[:1] == ["text"] and all(one in text.PLACES or one.startswith(text.OPTIONS) for one in names[1:]):
+        sys.exit(asyncio.run(text.run(names[1:])))
     if names == ["million"]:
         sys.exit(asyncio.run(million.run()))
     if names[:1] == ["costs"] and costs.METERS.keys() >= {*names[1:]}:

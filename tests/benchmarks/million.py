@@ -31,7 +31,7 @@ from tests.benchmarks.backends import BACKENDS, Backend, Options, opened
 from tests.benchmarks.measure import seconds
 from tests.benchmarks.million_store import AGENTS, Search, at_last, combined, fill, named
 
-__all__ = ["run"]
+__all__ = ["pages", "run", "steps"]
 
 PLACES: Final = ("sqlite", "postgres")
 _SHARES: Final = (10, 1)
@@ -94,7 +94,7 @@ class _Counted(SqliteEngine):
 
 
 @asynccontextmanager
-async def _steps(options: Options) -> AsyncIterator[Callable[[Ask], Awaitable[int]]]:
+async def steps(options: Options) -> AsyncIterator[Callable[[Ask], Awaitable[int]]]:
     """Counts the steps of a call."""
     settings = SqliteOptions(db_path=options["db_path"])
     async with EngineStore(functools.partial(_Counted.open, settings)) as store:
@@ -126,7 +126,7 @@ def _heard() -> Iterator[list[tuple[str, Sequence[Any]]]]:
 
 
 @asynccontextmanager
-async def _pages(options: Options) -> AsyncIterator[Callable[[Ask], Awaitable[int]]]:
+async def pages(options: Options) -> AsyncIterator[Callable[[Ask], Awaitable[int]]]:
     """Counts the pages of a call."""
     con = await asyncpg.connect(options["dsn"])
     try:
@@ -175,7 +175,7 @@ async def _measured(backend: Backend) -> list[Cost]:
             async with opened(options) as store:
                 asked = [("", search) for search in await named(store, agents)] + list(combined(agents))
                 asked += [("", search) for search in at_last()]
-                counting = _steps if backend.name == "sqlite" else _pages
+                counting = steps if backend.name == "sqlite" else pages
                 async with counting(options) as count:
                     for i, (group, search) in enumerate(asked):
                         cost = costs.setdefault((group, search.name), Cost(search.name, group, backend.name))

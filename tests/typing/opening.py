@@ -13,6 +13,7 @@ from kode_core import (
     MongoStore,
     PostgresStore,
     QueryableStore,
+    ScopedStore,
     SqliteStore,
     Store,
     create_extended_store,
@@ -22,12 +23,12 @@ from kode_core import (
 
 async def by_a_target() -> None:
     async with create_extended_store() as store:
-        assert_type(store, ExtendedStore)
+        assert_type(store, ScopedStore)
     async with create_extended_store("sqlite:///agents.db", durability="fast", timeout_ms=5_000) as store:
         await store.health_check()
     async with create_extended_store(Path("agents.db")), create_extended_store({"type": "memory"}):
         pass
-    assert_type(await create_extended_store(type="sqlite", db_path="agents.db"), ExtendedStore)
+    assert_type(await create_extended_store(type="sqlite", db_path="agents.db"), ScopedStore)
     assert_type(await create_store("memory:"), Store)
 
     create_extended_store(7)  # refused: arg-type

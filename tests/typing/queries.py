@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import assert_type
 
-from kode_core import AgentStats, ExtendedStore, Page, SessionFilter, SessionInfo
+from kode_core import AgentStats, ExtendedStore, Group, Page, SessionFilter, SessionInfo
 from kode_core.model import StoredMessage, StoredToolCall
 
 
@@ -26,6 +26,12 @@ async def pages(store: ExtendedStore) -> None:
     assert_type(await store.count_messages(role=["user", "system"]), int)
     assert_type(await store.count_sessions(template_id=frozenset({"travel"}), metadata={"tier": "gold"}), int)
     assert_type(await store.count_tool_calls(state="FAILED", is_error=True), int)
+    for group in await store.group_tool_calls(["tool_name", "is_error"], durations=True, created_after=0):
+        assert_type(group, Group)
+        assert_type(group.values["tool_name"], str | bool)
+        print(group.count, group.durations and group.durations.mean_ms)
+    await store.group_sessions("day", utc_offset_minutes=60, template_id="travel")
+    await store.group_messages(("role", "day"))
     given: SessionFilter = {"template_id": "travel", "limit": 5}
     await store.query_sessions(**given)
 
@@ -33,6 +39,8 @@ async def pages(store: ExtendedStore) -> None:
     await store.query_sessions(user_id=None)  # refused: arg-type
     await store.query_sessions(user_id=[1])  # refused: list-item
     await store.count_sessions(limit=5)  # refused: call-arg
+    await store.group_sessions("role")  # refused: arg-type
+    await store.group_sessions("day", durations=True)  # refused: call-arg
     await store.query_sessions(order="up")  # refused: arg-type
     await store.query_sessions(sort_by="name")  # refused: arg-type
     await store.query_messages(created_after="2025-01-01")  # refused: arg-type

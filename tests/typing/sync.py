@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import assert_type
 
-from kode_core import AgentInfo, ExtendedStore, Message, Page, SessionInfo, StoredEvent, StoredMessage, lazy_store
+from kode_core import AgentInfo, Message, Page, ScopedStore, SessionInfo, StoredEvent, StoredMessage, lazy_store
 from kode_core.sync import SyncIterator, SyncLease, SyncStore, open_store
 
 store = open_store("sqlite:///agents.db", durability="fast")
 assert_type(store, SyncStore)
-assert_type(lazy_store("memory:"), ExtendedStore)
+assert_type(lazy_store("memory:"), ScopedStore)
 assert_type(store.load_messages("a"), list[Message])
 assert_type(store.load_info("a"), AgentInfo | None)
 assert_type(store.query_sessions(template_id="t"), Page[SessionInfo])

@@ -1,0 +1,97 @@
+"""Importers of other distributions: found by their entry point, and reported as those of the core."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kode_core import create_extended_store
+
+KODE = (sys.executable, "-m", "kode_core.cli")
+IMPORTER = '''
+from contextlib import asynccontextmanager
+from pathlib import Path
+from kode_core import AgentInfo, AgentRecords, ConfigurationError, Message
+from kode_core.formats.importing import ForeignAgent, Found
+
+@asynccontextmanager
+async def open_notes(source):
+    """One agent for each line of a file."""
+    if not Path(source).is_file():
+        raise ConfigurationError(f"there is no file {source}")
+    yield agents(Path(source).read_text().splitlines())
+
+async def agents(lines):
+    for number, line in enumerate(lines):
+        found = Found()
+        if line.startswith("!"):
+            found.damaged[f"line {number}: it begins with !"] += 1
+        info = AgentInfo(agent_id=f"note-{number}", template_id="notes", created_at=1)
+        held = {"messages": [Message.user(line)], "message_times": [1], "updated_at": 1}
+        yield ForeignAgent(AgentRecords(agent_id=info.agent_id, info=info, **held), found)
+'''
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution with an importer named notes, and one named broken that cannot be imported."""
+    place = tmp_path / "site"
+    described = place / "notes-1.0.dist-info"
+    described.mkdir(parents=True)
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: notes\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text(
+        "[kode.importers]\nnotes = notes_importer:open_notes\nbroken = no_module:x\n"
+    )
+    (place / "notes_importer.py").write_text(IMPORTER)
+    monkeypatch.setenv("PYTHONPATH", f"{place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+
+def kode(*arguments: str, code: int = 0) -> tuple[str, str]:
+    done = subprocess.run((*KODE, *arguments), capture_output=True, encoding="utf-8", check=False, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
+async def test_an_importer_of_another_distribution(installed: None) -> None:
+    """Dry run, import, a second import, a source that has changed, damage, and the report."""
+    Path("notes.txt").write_text("one\ntwo\n!three\n")
+    target = ("--store", "sqlite:///new.db")
+    out, _ = kode("import", "--from", "notes", "notes.txt", "--dry-run", code=1)
+    assert out.startswith("would import 2 agents, 2 messages\n") and not Path("new.db").exists()
+    out, err = kode("import", "--from", "notes", "notes.txt", *target, "--report", "report.jsonl", code=1)
+    assert out.startswith("imported 2 agents, 2 messages\n") and out.endswith("refused 1 agent, see above\n")
+    assert "refused note-2: some of its records cannot be read" in err
+    outcomes = [json.loads(line) for line in Path("report.jsonl").read_text().splitlines()]
+    assert [one["outcome"] for one in outcomes] == ["imported", "imported", "refused"]
+    assert outcomes[2]["damaged"] == {"line 2: it begins with !": 1}
+    out, _ = kode("import", "--from", "notes", "notes.txt", *target, "--skip-damaged")
+    assert out == "imported 1 agent, 1 message; 2 agents were there already\n"
+    Path("notes.txt").write_text("one\nother\n")
+    _, err = kode("import", "--from", "notes", "notes.txt", *target, code=1)
+    assert "refused note-1: the store has an agent of that id with other records" in err
+    kode("import", "--from", "notes", "notes.txt", *target, "--replace")
+    async with create_extended_store("sqlite:///new.db") as store:
+        assert [message.text for message in await store.load_messages("note-1")] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("notes", "none.txt"), "there is no file none.txt"),
+        (("note", "notes.txt"), "format 'note' is not known; did you mean 'notes'?"),
+        (("broken", "x"), "the importer broken (no_module:x) cannot be imported: ModuleNotFoundError"),
+        (("openai-agents", "x"), "comes with kode-openai-agents; pip install kode-openai-agents"),
+        (("notes", "notes.txt", "--prefix", "x"), "--prefix is not an option of --from notes"),
+        (("notes", "notes.txt", "--files", "x"), "--files is not an option of --from notes"),
+    ],
+)
+def test_mistakes(installed: None, arguments: tuple[str, ...], said: str) -> None:
+    """One sentence each, and no store is created."""
+    assert said in kode("import", "--from", *arguments, "--store", "sqlite:///new.db", code=2)[1]
+    assert not Path("new.db").exists()
