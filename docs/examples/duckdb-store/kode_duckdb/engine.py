@@ -56,6 +56,7 @@ class DuckdbEngine:
 
     name = "duckdb"
     finds_any_of = True
+    checks_demands = True
 
     def __init__(self, path: Path) -> None:
         self._path = path

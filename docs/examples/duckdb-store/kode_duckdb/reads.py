@@ -24,7 +24,7 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.engine import Progress, unwatched
-from kode_core.query import AgentStats, Range, RowQuery, SessionQuery, Wanted, values_of
+from kode_core.query import AgentStats, Range, RowQuery, SessionQuery, Wanted, Within, values_of
 from kode_duckdb.schema import TABLES, Connection
 
 
@@ -203,6 +203,7 @@ def stored_ids(db: Connection, after: str | None, limit: int) -> list[str]:
 def find_sessions(db: Connection, query: SessionQuery) -> list[SessionRow]:
     where = Where()
     where.add("info IS NOT NULL")
+    assert not isinstance(query.agent_id, Within)  # the engine does not say finds_within
     if query.agent_id is not None:
         where.one_of("agent_id", query.agent_id)
     if query.template_id is not None:
@@ -220,6 +221,7 @@ def find_sessions(db: Connection, query: SessionQuery) -> list[SessionRow]:
 def find_rows(db: Connection, query: RowQuery) -> list[FoundRow]:
     where = Where()
     where.add("kind = ?", query.kind)
+    assert not isinstance(query.agent_id, Within)  # the engine does not say finds_within
     if query.agent_id is not None:
         where.one_of("agent_id", query.agent_id)
     for column, wanted in query.where:

@@ -11,6 +11,7 @@ from kode_core.batch import (
     Applied,
     Batch,
     Child,
+    DocKind,
     DocWrite,
     EventWrite,
     Fence,
@@ -37,7 +38,10 @@ def apply(db: Connection, batch: Batch) -> Applied | Refused:
         return Applied(messages, tool_calls, _append(db, batch.agent_id, batch.events))
     if batch.fence is not None and not holds(db, batch.agent_id, batch.fence):
         return Refused("fence")
-    refused = batch.refusal(agent.updated_at, messages, tool_calls)
+    digests = {name: digest for name in batch.demanded_docs if (digest := _digest(db, batch.agent_id, *name))}
+    has_more = batch.expect_nothing and _has_more(db, batch.agent_id)
+    heads = (agent.updated_at, messages, tool_calls)
+    refused = batch.refusal(*heads, digests, info=agent.digest or b"", has_more=has_more)
     if refused is not None:
         return refused
     if batch.delete:
@@ -51,6 +55,23 @@ def apply(db: Connection, batch: Batch) -> Applied | Refused:
     for doc in batch.docs:
         _write_doc(db, batch.agent_id, doc)
     return Applied(messages, tool_calls, _append(db, batch.agent_id, batch.events))
+
+
+def _digest(db: Connection, agent_id: str, kind: DocKind, key: str) -> bytes | None:
+    """The digest of a document; None without one."""
+    where = "agent_id = ? AND kind = ? AND key = ?"
+    row = db.execute(f"SELECT digest FROM kode_docs WHERE {where}", [agent_id, kind.value, key]).fetchone()
+    return None if row is None else row[0]
+
+
+def _has_more(db: Connection, agent_id: str) -> bool:
+    """Whether the agent has documents, but for layers', or events."""
+    docs = db.execute(
+        "SELECT 1 FROM kode_docs WHERE agent_id = ? AND kind <> ? LIMIT 1", [agent_id, DocKind.LAYER.value]
+    )
+    if docs.fetchone():
+        return True
+    return db.execute("SELECT 1 FROM kode_events WHERE agent_id = ? LIMIT 1", [agent_id]).fetchone() is not None
 
 
 # --- head and info ----------------------------------------------------------------------------------------------------

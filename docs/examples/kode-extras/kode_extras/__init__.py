@@ -1,1 +1,1 @@
-"""Examples of a layer and of observers; see docs/guides/extending.md."""
+"""Examples of observers; see docs/guides/extending.md."""

@@ -22,7 +22,9 @@ class DuckdbHarness(StoreHarness):
     """A file in the space's folder."""
 
     name = "duckdb"
-    lacks = frozenset({"CROSS_PROCESS", "DOCUMENTS", "PRUNING"})  # DuckDB lets one process at a time open a file
+    lacks = frozenset(
+        {"CROSS_PROCESS", "DOCUMENTS", "PRUNING", "SCOPES", "TAGS"}
+    )  # DuckDB lets one process at a time open a file
     versions: Mapping[str, str] = {"duckdb": duckdb.__version__, "kode-duckdb": version("kode-duckdb")}
 
     async def provision(self, space: Space) -> Handle:
