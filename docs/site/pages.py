@@ -46,7 +46,7 @@ def place(path: str) -> str:
     """The page of the site that shows *path*, a file or folder of the repository."""
     if path.startswith("docs/") and not path.startswith("docs/examples") and path.endswith(".md"):
         return path.removeprefix("docs/")
-    if path.startswith("docs/") and path.endswith(".svg"):
+    if path.startswith("docs/") and path.endswith((".svg", ".png")):
         return path.removeprefix("docs/")
     if path in PLACES:
         return PLACES[path]
