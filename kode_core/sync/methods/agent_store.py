@@ -172,7 +172,8 @@ class AgentStoreMethods(DocumentStoreMethods):
     def load_agent(self, agent_id: str) -> AgentRecords | None:
         """Everything that is stored for an agent, of every kind, as it was at one instant (LIFE-7).
 
-        The agent is held in memory. None if nothing is stored. The keys of ``append_messages_once`` are left out.
+        The agent is held in memory. None if nothing is stored. The keys of ``append_messages_once`` are
+        among the records.
 
         Raises:
             CorruptRecordError: one of its records is damaged.
