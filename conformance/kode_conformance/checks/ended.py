@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any, Final
 
+from kode_conformance.calls.fenced import fenced_writes
+from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import in_time
@@ -47,6 +49,21 @@ async def a_repeat_under_an_ended_lease_is_refused(ctx: Context) -> None:
             again = getattr(first, writer.method)(agent_id, **call, fence=lease)
             await ctx.raises(LockLostError, again, f"{case}, while another is held")
         ctx.equal(await portrait(first, agent_id), before, f"the agent after {case}")
+    for n, write in enumerate(in_time(ctx, [w for w in fenced_writes("b", edits=True) if w.method not in _BY_KINDS])):
+        agent_id, first, second = f"{n}-{write.method}", stores[n % 2], stores[1 - n % 2]
+        await fill(ctx.store, agent_id)
+        lease = await first.acquire_agent_lock(agent_id)
+        await write.act(first, agent_id, fence=lease)
+        await lease.release()
+        before = await portrait(second, agent_id)
+        for store in (first, second):
+            again = write.act(store, agent_id, fence=lease)
+            await ctx.raises(LockLostError, again, f"{write.name}, done before, under the lease that has ended")
+        ctx.equal(await portrait(first, agent_id), before, f"the agent after {write.name} was refused")
+
+
+_BY_KINDS: Final = frozenset(writer.method for kind in kinds().values() for writer in kind.writers)
+"""Methods that the first half of the check has tried."""
 
 
 _APART: Final = ({"append", "messages"}, {"tool_calls", "upsert_tool_calls"})

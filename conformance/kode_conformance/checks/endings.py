@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
@@ -170,11 +170,15 @@ async def _next_of(stream: Any) -> Any:
 
 @check("EVT-10", "EVT-7", "LIFE-4", under=(_D.CHANGES, _D.INSTANCES, _D.ITEMS, _D.ORDERS))
 async def following_ends_at_a_delete(ctx: Context) -> None:
-    """A follower of an agent that is deleted ends with AgentDeletedError, whichever instance deleted it; when the id is
-    used again at once, it gets none of the next agent's events. A follower that begins later gets all of them.
+    """A follower of an agent that is deleted, by itself or with all that match, ends with AgentDeletedError, whichever
+    instance deleted it; when the id is used again at once, it gets none of the next agent's events. A follower that
+    begins later gets all of them.
     """
     other = await ctx.another()
-    for round_, (deleter, writer) in enumerate(((ctx.store, other), (other, ctx.store), (ctx.store, ctx.store))):
+    pairs = [(ctx.store, other), (other, ctx.store), (ctx.store, ctx.store)]
+    alone = [(deleter.delete, writer) for deleter, writer in pairs]
+    matching = [] if "EXTENDED" in ctx.harness.lacks else [(_matching(ctx.store), other), (_matching(other), ctx.store)]
+    for round_, (delete, writer) in enumerate((*alone, *matching)):
         entries = [samples.event(seq, cursor=round_, n=seq) for seq in (9, 3, 4)]
         streams: dict[str, Any] = {}
         for name, store in (("the same instance", ctx.store), ("another instance", other)):
@@ -184,7 +188,8 @@ async def following_ends_at_a_delete(ctx: Context) -> None:
         for name, stream in streams.items():
             found = [await next_event(ctx, stream, name, n) for n in range(3)]
             ctx.equal(found, entries, f"what {name} got before the delete")
-        await deleter.delete("a")
+        await ctx.store.save_info("a", samples.info("a"))
+        await delete("a")
         await writer.append_event("a", samples.event(1, cursor=round_, n=77))
         for name, stream in streams.items():
             await _ends(ctx, stream, name, _SOON)
@@ -196,6 +201,11 @@ async def following_ends_at_a_delete(ctx: Context) -> None:
         )
         await fresh.aclose()
         await ctx.store.delete("a")
+
+
+def _matching(store: Any) -> Callable[[str], Awaitable[object]]:
+    """Deletes an agent as one of all that match."""
+    return lambda agent_id: store.delete_many(agent_id=agent_id)
 
 
 @check("EVT-10", tier=Tier.STANDARD, under=(_D.INSTANCES, _D.CLOCKS))

@@ -279,6 +279,10 @@ async def any_seq_is_ordered_and_bounded(ctx: Context) -> None:
             ctx.equal(
                 found, [seq for seq in seqs if seq > since], f"the seqs since {since}, appended in the order {name}"
             )
+    for seq in (2**53, 2**53 + 2, 2**62, 2**63 - 2, -(2**53) - 2):
+        await ctx.store.append_events(f"near {seq}", [samples.event(seq + 1), samples.event(seq)])
+        last = await other.last_bookmark(f"near {seq}")
+        ctx.equal(last and last.seq, seq + 1, f"the seq of last_bookmark, of {seq + 1} and then {seq}")
     what = "following since -1, in the order of commit"
     wanted = [seq for seq in order if seq > -1]
     events = await first(ctx, other.follow_events("mixed", since=Bookmark(-1, 0)), len(wanted), what)

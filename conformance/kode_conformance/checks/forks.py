@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from kode_conformance.calls.fenced import fenced_writes
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import in_time, sizes_in_time
+from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
@@ -71,6 +73,22 @@ async def forks_are_independent(ctx: Context) -> None:
     for agent in (second, third, again):
         ctx.equal(await ctx.store.load_messages(agent), samples.messages(3), f"{agent} after the others were deleted")
         ctx.equal(await ctx.store.load_media_cache(agent), [samples.media()], f"the media of {agent}")
+
+
+@check("FORK-2", "FORK-1", "FORK-4", needs=_E, under=(Dimension.CHANGES, Dimension.ORDERS))
+async def no_write_to_one_shows_in_the_other(ctx: Context) -> None:
+    """A call of every method that writes to a parent, removals among them, leaves its fork as it is, of every kind; and
+    the same calls to the fork leave the parent as it is.
+    """
+    for parent, writes_parent in (("p", True), ("q", False)):
+        await fill(ctx.store, parent)
+        (fork,) = await ctx.store.batch_fork(parent, 1)
+        writer, other = (parent, fork) if writes_parent else (fork, parent)
+        before = await portrait(ctx.store, other)
+        for write in fenced_writes(writer, edits=True):
+            await write.act(ctx.store, writer)
+            told = f"the {'fork' if writes_parent else 'parent'} after {write.name} of the other"
+            ctx.equal(await portrait(ctx.store, other), before, told)
 
 
 @check("FORK-1", needs=_E, under=(Dimension.NUMBERS,))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from kode_conformance.calls.fenced import fenced_writes
-from kode_conformance.calls.methods import calls_of, drive
+from kode_conformance.calls.methods import DOCUMENT_METHODS, calls_of, drive
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
+from kode_conformance.harness import keeps_documents
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
-from kode_core.errors import KodeError, LockLostError, LockUnavailableError
+from kode_core.errors import ConflictError, KodeError, LockLostError, LockUnavailableError
+from kode_core.model import ABSENT
 from kode_core.protocols import ExtendedStore
 
 _E: Final = Capability.EXTENDED
@@ -75,8 +78,8 @@ async def how_long_failures_take_is_no_latency(ctx: Context) -> None:
 
 @check("OPS-3", "OPS-17", needs=_E, under=(Dimension.CHANGES, Dimension.COSTS))
 async def each_failure_is_counted_once_and_as_nothing_else(ctx: Context) -> None:
-    """Every call of any method that is refused, for its arguments or for a lease that has ended, is counted as one
-    error and as nothing else.
+    """Every call of any method that is refused, for its arguments, for a lease that has ended or for a version that is
+    no more, is counted as one error and as nothing else.
     """
     lease = await ctx.store.acquire_agent_lock("a")
     await lease.release()
@@ -105,6 +108,30 @@ async def each_failure_is_counted_once_and_as_nothing_else(ctx: Context) -> None
             before = after
         else:
             raise Violation(f"{write.name} under an ended lease was done")
+    for name, call in (await _conflicts(ctx.store)).items():
+        before = await _counted(ctx.store)
+        await ctx.raises(ConflictError, call(), name)
+        ctx.equal(_moved(before, await _counted(ctx.store)), {"errors": 1}, f"the counters that {name} moved")
+
+
+async def _conflicts(store: ExtendedStore) -> Mapping[str, Callable[[], Awaitable[object]]]:
+    """Calls that are refused because of what is stored, by name."""
+    for agent_id in ("c", "d"):
+        await store.save_info(agent_id, samples.info(agent_id))
+    stale = await store.load_version("c")
+    await store.append_messages("c", samples.messages(2))
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        f"{write.name} with an older version": partial(write.act, store, "c", expect=stale)
+        for write in fenced_writes("c", edits=True)
+        if write.method not in DOCUMENT_METHODS
+        and "expect" in inspect.signature(getattr(ExtendedStore, write.method)).parameters
+    }
+    calls["create_agent for an agent that exists"] = partial(store.create_agent, "c", samples.info("c"))
+    calls["fork to an agent that exists"] = partial(store.fork, "c", "d")
+    if keeps_documents():
+        await store.put_document("c", "c", "k", 1)
+        calls["put_document of one that exists"] = partial(store.put_document, "c", "c", "k", 2, expect=ABSENT)
+    return calls
 
 
 async def _fails(name: str, method: Any, given: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.errors import InvalidArgumentError
-from kode_core.model import Message
+from kode_core.model import Message, ToolUseBlock
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
@@ -164,6 +164,26 @@ async def edits_change_what_they_name(ctx: Context) -> None:
         ctx.equal(await two.load_messages(agent_id), wanted, "after one more was added")
         await two.save_messages(agent_id, wanted[::-1])
         ctx.equal(await one.load_messages(agent_id), wanted[::-1], "after all were saved by the other instance")
+
+
+@check("MSG-11", "VAL-1", needs=_E, under=(_D.EQUALS, _D.INSTANCES))
+async def a_replacement_by_an_equal_is_one(ctx: Context) -> None:
+    """A message that is replaced by one which many comparisons take for equal, such as 1 by True, is the new one."""
+    stores = [ctx.store, await ctx.another()]
+    await ctx.store.save_messages("a", samples.messages(3))
+    for n, (is_inside, value) in enumerate(itertools.product((False, True), _EQUALS)):
+        held: dict[str, Any] = {"n": {"m": value}} if is_inside else {"n": value}
+        new = Message("assistant", [ToolUseBlock("c", "search", held)])
+        await stores[n % 2].replace_message("a", 1, new)
+        found = (await stores[1 - n % 2].load_messages("a"))[1]
+        ctx.equal(found, new, f"the message that was replaced by one with {held!r}")
+
+
+_EQUALS: Final[tuple[Any, ...]] = (
+    *(1, True, 1.0, True, 1, 0, False, 0.0, -0.0, 0, [1], [True], [1.0]),
+    *({"y": 0, "z": 1}, {"z": 1, "y": 0}, {"z": True, "y": False}, 2**53, 2**53 + 1, float(2**53), "\u00e9", "e\u0301"),
+)
+"""Each is taken for the next one by some language or database."""
 
 
 async def _times(store: ExtendedStore, agent_id: str) -> list[int]:

@@ -221,6 +221,25 @@ async def every_method_is_of_its_tenant(ctx: Context) -> None:
     ctx.equal(left[0], left[1], "the agents that are left")
 
 
+@check("SCOPE-1", needs=_N, under=(_D.COMPANY, _D.ORDERS, _D.TWINS))
+async def tenants_that_read_at_the_same_time(ctx: Context) -> None:
+    """Two tenants and the whole store make the same call at the same time, with the same ids, of every method that
+    reads; each gets the same as alone.
+    """
+    whole = scopes_of(ctx)
+    stores: list[ExtendedStore] = [whole.scoped(_TENANTS[0]), ctx.store, whole.scoped(_TENANTS[1])]
+    for number, store in enumerate(stores):
+        await _fill(store, f"mark {number}", "a", "b")
+    await settled(ctx)
+    ctx.equal(await stores[0].list(), ["a", "b"], "the agents of a tenant")
+    for name, call in calls_of(stores[0], "a", str(ctx.folder / "t")).items():
+        if not name.startswith(_FIRST_READ) or name == "follow_events":
+            continue
+        alone = [await _result(store, name, call.arguments) for store in stores]
+        calls = (_result(store, name, call.arguments) for store in (*stores, *stores[::-1]))
+        ctx.equal(await asyncio.gather(*calls), [*alone, *alone[::-1]], f"{name}, by three at the same time")
+
+
 @check("SCOPE-4", needs=_N, absence_ok=True, under=(_D.INSTANCES,))
 async def cursors_are_of_one_tenant(ctx: Context) -> None:
     """A cursor of a page, of whatever method, goes on in another view of the same tenant, and is refused in another
