@@ -481,16 +481,16 @@ def test_cursor_goes_on_where_the_page_ended(store: str) -> None:
 
 
 def test_messages_shows_a_conversation(store: str) -> None:
-    """In order, with calls and results; long texts are cut unless --full is given."""
+    """In order, with calls and results; a terminal gets long texts cut unless --full is given, a pipe never."""
     out, _ = kode("messages", "agt-0", "--store", store)
 
     places = [out.index(text) for text in ("#0 system", "#1 user", "#2 assistant", "#3 user", "#4 assistant")]
     assert places == sorted(places)
     assert '-> weather(city="Rome", days=3)' in out
     assert "<- sunny" in out
-    assert "more characters (--full)" in out
-    full, _ = kode("messages", "agt-0", "--full", "--store", store)
-    assert full.count("Be kind.") == 300
+    assert out == kode("messages", "agt-0", "--full", "--store", store)[0]
+    assert out.count("Be kind.") == 300
+    assert "more characters (--full)" in in_terminal(("messages", "agt-0", "--store", store), 100, "")
 
 
 def test_messages_of_a_conversation_have_their_times(store: str) -> None:
@@ -613,11 +613,67 @@ def test_a_narrow_terminal_shortens_ids_and_keeps_states(long_ids: str, columns:
 
 
 def test_metadata_of_a_table_is_short(long_ids: str) -> None:
-    """Long objects, lists and texts are shortened, into a pipe, too; --full and --json show all."""
-    out, _ = kode("sessions", "--store", long_ids)
-    assert out.splitlines()[1].endswith(f'summary={{…}}, items=[…], text={"z" * 59}…, small={{"a": 1}}')
-    out, _ = kode("sessions", "--full", "--store", long_ids)
-    assert out.count("x" * 600) == out.count("y" * 600) == out.count("z" * 600) == 2
+    """In a terminal long objects, lists and texts are shortened; --full, --json and a pipe have all."""
+    shown = in_terminal(("sessions", "--store", long_ids), 400, "").splitlines()[1]
+    assert shown.rstrip().endswith(f'summary={{…}}, items=[…], text={"z" * 59}…, small={{"a": 1}}')
+    for options in ((), ("--full",)):
+        out, _ = kode("sessions", *options, "--store", long_ids)
+        assert out.count("x" * 600) == out.count("y" * 600) == out.count("z" * 600) == 2
+
+
+LONG = "a word and " * 99 + "the end"
+
+
+@pytest.fixture(scope="module")
+def long_texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store in which every text is long."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('texts')}/agents.db"
+
+    async def fill_texts() -> None:
+        async with create_extended_store(url) as store:
+            calls = [
+                ToolCallRecord(id="c", name="book", input={"x": LONG}, state="FAILED", error=LONG, is_error=True),
+                ToolCallRecord(id="d", name=LONG, input={"x": LONG}),
+            ]
+            content = [ToolUseBlock(id="c", name="book", input={"x": LONG})]
+            said = [Message("system", LONG), Message.user(LONG), Message("assistant", content)]
+            said.append(Message("user", [ToolResultBlock("c", LONG, is_error=True)]))
+            info = AgentInfo(agent_id="agt", template_id="t", metadata={"text": LONG})
+            documents = [PutDocument("notes", "k", {"x": LONG}, tags={"run": "1"})]
+            await store.save_turn("agt", messages=said, tool_calls=calls, info=info, documents=documents)
+            await store.save_snapshot("agt", Snapshot(id="s", messages=said, metadata={"x": LONG}))
+            await store.emit("agt", "done", {"x": LONG})
+            other = info.replace(agent_id="other" * 10, metadata={"text": f"{LONG}!"})
+            await store.save_turn(other.agent_id, messages=[Message.user(f"{LONG}!")], info=other)
+            await store.emit(other.agent_id, "done", {"x": LONG})
+
+    asyncio.run(fill_texts())
+    return url
+
+
+@pytest.mark.parametrize(
+    ("arguments", "times"),
+    [
+        (("sessions",), 2),
+        (("show", "agt"), 4),
+        (("messages", "agt"), 4),
+        (("messages",), 5),
+        (("tool-calls",), 3),
+        (("documents", "agt", "notes"), 1),
+        (("documents", "notes", "--tag", "run=1"), 1),
+        (("snapshots", "agt"), 1),
+        (("stats",), 1),
+        (("events", "agt"), 1),
+        (("diff", "agt", "other" * 10), 7),
+        (("delete", "--template", "t", "--dry-run"), 2),
+    ],
+)
+def test_a_pipe_gets_whole_texts(long_texts: str, arguments: tuple[str, ...], times: int) -> None:
+    """Away from a terminal no command cuts a text, whether it prints a table or a conversation; a terminal cuts it."""
+    out, err = kode(*arguments, "--store", long_texts)
+    assert out.count("the end") == times
+    assert "…" not in out and "--full" not in out + err
+    assert in_terminal((*arguments, "--store", long_texts), 120, "").count("the end") < times
 
 
 def test_groups_are_sorted_by_their_size(store: str) -> None:

@@ -111,10 +111,12 @@ def test_show_folds_calls_and_results(url: str) -> None:
     assert "  APPROVAL?  pay()" in out and "  DENIED  drop()" in out
     assert "  result  orphan" in out
     assert "#3" not in out  # it has nothing but results, which are in their calls' rows
-    assert "more characters (--full)" in out
-    assert err == "7 messages; --full shows long ones in full\n"
-    full, _ = kode("show", "agt-1", "-s", url, "--full")
-    assert "a long text. " * 199 in full and "(--full)" not in full
+    assert "a long text. " * 199 in out and "(--full)" not in out
+    assert err == "7 messages\n"
+    shown = in_terminal(("show", "agt-1", "-s", url), 100, "")
+    assert "more characters (--full)" in shown and "7 messages; --full shows long ones in full" in shown
+    full = in_terminal(("show", "agt-1", "-s", url, "--full"), 100, "")
+    assert "a long text." in full and "(--full)" not in full
 
 
 def test_show_has_pages(url: str) -> None:
@@ -234,8 +236,9 @@ def test_changes_in_the_middle(tmp_path: Path) -> None:
     found = kode_json("diff", "a", "b", "-s", url)
     assert [part["equal"] for part in found["messages"]] == [True, False, True, False, True, False]
     assert found["metadata"] == {"name": {"a": "a", "b": "b"}}
+    assert "5,800 more messages that differ (--full)" in in_terminal(("diff", "m", "n", "-s", url), 80, "")
     out, err = kode("diff", "m", "n", "-s", url)
-    assert "5,800 more messages that differ (--full)" in out
+    assert len(out.splitlines()) == 6_004
     assert err == "0 equal messages, 3,000 only in the first, 3,000 only in the second\n"
 
 

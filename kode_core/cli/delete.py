@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kode_core.cli.opening import StoreOption, open_store
 from kode_core.cli.options import MetadataOption, TemplatesOption, UsersOption, given, metadata_filter, time_option
-from kode_core.cli.output import count, print_note, show, visible, watched
+from kode_core.cli.output import count, is_whole, print_note, show, visible, watched
 from kode_core.cli.queries import run
 from kode_core.cli.sessions import session_table
 from kode_core.errors import AgentNotFoundError, InvalidArgumentError
@@ -91,7 +91,7 @@ async def _named(store: ExtendedStore, agent_id: str) -> _Doomed:
 
 
 def _show(found: Sequence[_Doomed]) -> None:
-    shown = found[:_SHOWN]
+    shown = found if is_whole() else found[:_SHOWN]
     sessions = [doomed.session for doomed in shown if doomed.session is not None]
     if sessions:
         show(session_table(sessions))

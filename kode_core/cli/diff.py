@@ -13,7 +13,7 @@ from kode_core.cli.completion import complete_agent
 from kode_core.cli.conversation import arguments, brief
 from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
-from kode_core.cli.output import count, one_line, print_json, print_note, printed, show, visible, wire
+from kode_core.cli.output import count, is_whole, one_line, print_json, print_note, printed, show, visible, wire
 from kode_core.cli.queries import run
 from kode_core.codec import encode, to_dict
 from kode_core.errors import InvalidArgumentError
@@ -177,9 +177,9 @@ def _lines(changes: Sequence[_Change], full: bool) -> Iterator[Text]:
         ):  # fmt: skip
             for i, message in enumerate(side):
                 shown += 1
-                if full or shown <= _SHOWN:
+                if is_whole(full) or shown <= _SHOWN:
                     yield Text(f"{sign} #{start + i} {visible(message.role)}: {_body(message, full)}", style)
-    if not full and shown > _SHOWN:
+    if not is_whole(full) and shown > _SHOWN:
         yield Text(f"  … {shown - _SHOWN:,} more messages that differ (--full)", "dim")
 
 

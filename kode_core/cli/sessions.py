@@ -27,7 +27,7 @@ from kode_core.cli.options import (
     paging_option,
     time_option,
 )
-from kode_core.cli.output import one_line, printed
+from kode_core.cli.output import is_whole, one_line, printed
 from kode_core.cli.queries import fetch, report, report_count, run
 from kode_core.cli.tables import table
 from kode_core.cli.times import LocalOption, SinceOption, UntilOption, between, moment, zone
@@ -118,7 +118,7 @@ async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) 
 def session_table(page: list[SessionInfo], *, full: bool = True) -> RenderableType:
     """Sessions as a table; the metadata takes the rest of the terminal's width, and may be cut.
 
-    Unless *full*, long values of the metadata are shortened, and in a narrow terminal the ids, too.
+    Unless *full*, a terminal gets shortened values of the metadata, and a narrow one shortened ids, too.
     """
     rows = (
         (
@@ -137,8 +137,8 @@ def session_table(page: list[SessionInfo], *, full: bool = True) -> RenderableTy
 
 
 def _value(value: Json, full: bool) -> str:
-    """A value of the metadata: unless *full*, a long text is cut, and long objects and lists are not shown."""
+    """A value of the metadata. In a terminal, unless *full*, long texts are cut, long objects and lists not shown."""
     text = printed(value)
-    if full or len(text) <= _VALUE_SHOWN:
+    if is_whole(full) or len(text) <= _VALUE_SHOWN:
         return text
     return "{…}" if isinstance(value, dict) else "[…]" if isinstance(value, list) else one_line(text, _VALUE_SHOWN)
