@@ -112,8 +112,8 @@ def import_file(
     Importing the same source again writes nothing. If a conversation or an agent cannot be read, or its agent exists
     already and differs, it is reported and left out. The others are imported, and the exit code is 1.
 
-    Messages and conversations that say when they were created keep their times. If the file has no times, records begin
-    at 2025-01-01, the same each time, and messages have the time of the import.
+    Messages and conversations that say when they were created keep their times. If the file has no times, all
+    times begin at 2025-01-01, the same each time, except for the time of the last change, which is the import's.
 
     --from kode-sdk reads the folder of a JSONStore, the file of a SqliteStore, or the database of a PostgresStore, and
     changes nothing in it. Stop the programs that write to it before.
