@@ -1173,6 +1173,13 @@ CHATS = """{"id": "one", "messages": [{"role": "user", "content": "Hello"}, {"ro
 def test_import_goes_on_behind_a_bad_conversation() -> None:
     """It is reported, the others are stored, and the exit code is 1; a second time nothing is written."""
     Path("chats.jsonl").write_text(CHATS)
+    store = ("--store", "sqlite:///new/chats.db")
+    out, err = kode("import", "chats.jsonl", "--dry-run", *store, code=1)
+    assert out.splitlines() == [
+        "would import 2 agents, 3 messages, 0 tool calls (0 failed), 4 events",
+        "left out 1 conversation, see above",
+    ]
+    assert "conversation 2: message 0" in err and not Path("new").exists()
     for told in (
         "imported 2 agents, 3 messages, 0 tool calls (0 failed), 4 events",
         "imported 0 agents, 0 messages, 0 tool calls (0 failed), 0 events; 2 agents were there already",

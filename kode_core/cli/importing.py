@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Final
@@ -63,7 +64,7 @@ class _Counts:
         known = (
             f"; {count(self.known, 'agent')} {'was' if self.known == 1 else 'were'} there already" if self.known else ""
         )
-        return f"imported {', '.join(held)}{known}"
+        return f"{', '.join(held)}{known}"
 
 
 def import_file(
@@ -96,7 +97,9 @@ def import_file(
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Import the rest of agents with records that cannot be read.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the SDK's store and report; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the source and report; no store is opened or written.")
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -128,8 +131,9 @@ def import_file(
     form = form or (_ARCHIVE if archive.is_archive(source) else _CHAT)
     if form == _ARCHIVE:
         sdk_options = {"files": files is not None, "no_files": no_files, "recover_from_snapshots": recover}
-        _refuse(form, template=template is not None, prefix=prefix is not None, dry_run=dry_run, **sdk_options)
-        archive.import_agents(source, store, existing or ("replace" if replace else "refuse"), skip_damaged, report)
+        _refuse(form, template=template is not None, prefix=prefix is not None, **sdk_options)
+        existing = existing or ("replace" if replace else "refuse")
+        archive.import_agents(source, store, report, existing=existing, skip_damaged=skip_damaged, dry_run=dry_run)
         return
     _refuse(form, existing=existing is not None)
     if form == _SDK:
@@ -144,11 +148,11 @@ def import_file(
         how = {"dry_run": dry_run, "skip_damaged": skip_damaged, "replace": replace}
         sdk.import_others(importer, source, store, report, **how)
         return
-    given = {"no_files": no_files, "files": files is not None, "report": report is not None, "dry_run": dry_run}
+    given = {"no_files": no_files, "files": files is not None, "report": report is not None}
     _refuse(form, recover_from_snapshots=recover, skip_damaged=skip_damaged, **given)
     conversations = _opened(Path(source))  # checked before an empty store is created
-    counts = run(_import(store, conversations, ChatConverter(template or _CHAT, prefix), replace))
-    show(Text(str(counts)))
+    counts = run(_import(store, conversations, ChatConverter(template or _CHAT, prefix), replace, dry_run))
+    show(Text(f"{'would import' if dry_run else 'imported'} {counts}"))
     if counts.refused:
         show(Text(f"left out {count(counts.refused, 'conversation')}, see above", "red"))
         raise typer.Exit(1)
@@ -171,15 +175,19 @@ def _opened(file: Path) -> Iterator[RawConversation]:
 
 
 async def _import(
-    target: str | None, conversations: Iterable[RawConversation], converter: ChatConverter, replace: bool
+    target: str | None,
+    conversations: Iterable[RawConversation],
+    converter: ChatConverter,
+    replace: bool,
+    dry_run: bool,
 ) -> _Counts:
     counts = _Counts()
-    async with open_store(target, create=True) as store:
+    async with nullcontext() if dry_run else open_store(target, create=True) as store:
         with _progress() as progress:
             for raw in _tracked(progress, conversations):
                 try:
                     conversation = converter.convert(raw)
-                    if await import_conversation(store, conversation, replace=replace):
+                    if store is None or await import_conversation(store, conversation, replace=replace):
                         counts.add(conversation)
                     else:
                         counts.known += 1
