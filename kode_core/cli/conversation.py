@@ -30,7 +30,10 @@ _ROLE_STYLES: Final = {"user": "bold cyan", "assistant": "bold green", "system":
 
 
 def conversation_texts(messages: Sequence[Message], *, full: bool) -> Iterator[Text]:
-    """Each message in order, under a line with its position, role and time; in a terminal, long parts are cut unless *full*."""
+    """Each message in order, under a line with its position, role and time.
+
+    In a terminal long parts are cut unless *full*.
+    """
     full = is_whole(full)
     for i, message in enumerate(messages):
         text = Text("\n" if i else "")

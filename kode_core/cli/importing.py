@@ -28,6 +28,7 @@ from kode_core.formats.openai_chat import (
     import_conversation,
     read_conversations,
 )
+from kode_core.formats.recognising import recognise
 
 __all__ = ["EXAMPLES", "import_file"]
 
@@ -111,6 +112,7 @@ def import_file(
     """Store the agents of an archive, the conversations of a file, or the agents of a store of the KODE SDK.
 
     An archive of kode export, or - for one on stdin, is recognised by its first line. Its agents keep all they have.
+    A source of another program that is known is not imported without --from: an error says which.
 
     Importing the same source again writes nothing. If a conversation or an agent cannot be read, or its agent exists
     already and differs, it is reported and left out. The others are imported, and the exit code is 1.
@@ -125,10 +127,10 @@ def import_file(
     each thread, or, with kode-langgraph, all checkpoints, so that graphs go on.
 
     Importers of other formats come with other distributions: openai-agents with kode-openai-agents, and adk with
-    kode-adk, which read the databases of their sessions; claude with kode-claude-agent, which reads a folder of
-    transcripts.
+    kode-adk, which read the databases of their sessions; claude with kode-claude-agent, which reads a transcript
+    or a folder of them.
     """
-    form = form or (_ARCHIVE if archive.is_archive(source) else _CHAT)
+    form = form or (_ARCHIVE if archive.is_archive(source) else _chat(source))
     if form == _ARCHIVE:
         sdk_options = {"files": files is not None, "no_files": no_files, "recover_from_snapshots": recover}
         _refuse(form, template=template is not None, prefix=prefix is not None, **sdk_options)
@@ -156,6 +158,15 @@ def import_file(
     if counts.refused:
         show(Text(f"left out {count(counts.refused, 'conversation')}, see above", "red"))
         raise typer.Exit(1)
+
+
+def _chat(source: str) -> str:
+    """The format of chats, unless the source is seen to be another program's."""
+    found = run(recognise(source))
+    if found is not None:
+        place = "the source" if "://" in source else source  # a URL may have a password
+        raise InvalidArgumentError(f"{place} {found.described}: {found.advice}")
+    return _CHAT
 
 
 def _refuse(form: str, **given: bool) -> None:

@@ -19,7 +19,7 @@ from kode_core.formats.kode_sdk.raw import Source
 from kode_core.formats.kode_sdk.tables import TableSource
 from kode_core.plugins import registry
 
-__all__ = ["open_source"]
+__all__ = ["has_agents", "open_source"]
 
 
 _LOOKED_AT: Final = 1000
@@ -92,14 +92,18 @@ def _folder(base: Path) -> FolderSource:
         raise ConfigurationError(f"{base} is a store of kode_core and not of the SDK")
     if _is_agent(base):
         raise ConfigurationError(f"{base} is the folder of one agent; name the folder that it is in")
-    found = _some(base)
-    if not any(_is_agent(path) or _is_agent_of_agents(path) for path in found):
-        databases = [path for path in found if path.is_file() and _begins(path) == _DATABASE]
+    if not has_agents(base):
+        databases = [path for path in _some(base) if path.is_file() and _begins(path) == _DATABASE]
         raise ConfigurationError(
             f"{base} has no agents of the SDK"
             + (f"; if {databases[0].name} is the database of its SqliteStore, name that" if databases else "")
         )
     return FolderSource(base)
+
+
+def has_agents(folder: Path) -> bool:
+    """Whether *folder* has folders of agents, as the SDK's ``JSONStore`` keeps them."""
+    return any(_is_agent(path) or _is_agent_of_agents(path) for path in _some(folder))
 
 
 def _some(folder: Path) -> list[Path]:
