@@ -30,8 +30,8 @@ class MovedAgent(Shown, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         outcome: ``copied``; ``replaced`` if other records were in the target; ``importable`` without a target;
             ``known`` if the target had it already, with equal records; ``skipped`` if the target has other records,
-            which were to stay; ``deleted`` in the target, as it was in the source; ``gone`` from the source meanwhile; ``refused``,
-            or ``damaged`` in the source, which ``reason`` explains.
+            which were to stay; ``deleted`` in the target, as it was in the source; ``gone`` from the source
+            meanwhile; ``refused``, or ``damaged`` in the source, which ``reason`` explains.
         counts: the number of its records of each kind.
         digest: SHA-256 of its lines in an archive; equal digests mean equal records.
         size: the bytes of these lines.
