@@ -128,6 +128,8 @@ def _summary(configured: Configured, findings: _Findings) -> Iterator[Text]:
 
 
 def _text_search(size: StorageSize) -> str:
+    if size.texts_hidden:
+        return "an index that this user has no right to read; searches read the messages that other filters leave"
     if size.texts_waiting is None:
         return "reads the messages that other filters leave"
     waiting = f", {count(size.texts_waiting, 'message')} not in it yet" if size.texts_waiting else ""
