@@ -241,6 +241,8 @@ def test_library_errors_are_one_line(store: str) -> None:
         (("sessions", "--metadata", "trial"), "error: --metadata 'trial' has no '='"),
         (("sessions", "--limit", "-1"), "error: limit must not be negative"),
         (("sessions", "--all", "--limit", "5"), "error: an iterator gives everything that matches"),
+        (("sessions", "--prefix", "a", "--limit", "-1"), "error: limit must not be negative"),
+        (("sessions", "--prefix", "a", "--by", "day"), "error: --by groups by the database"),
         (("sessions", "--order", "up"), "error: order must be one of desc, asc"),
         (("sessions", "--sort-by", "name"), "error: sort_by must be one of created_at, updated_at, message_count"),
         (("messages", "\ud800"), "error: agent_id must not contain lone surrogates"),
@@ -451,6 +453,34 @@ def test_sessions_filters(store: str, options: tuple[str, ...], found: list[str]
     sessions = found_by("sessions", "--store", store, *options)["sessions"]
 
     assert [session["agentId"] for session in sessions] == found
+
+
+@pytest.mark.parametrize("read", [1, 2, 7, 1_000])
+def test_sessions_are_found_by_the_beginning_of_their_ids(monkeypatch: pytest.MonkeyPatch, read: int) -> None:
+    """With other filters, an order and pages, whose cursors lead to the rest; a sign of a pattern is a character."""
+    ids = [f"{'ab'[i % 2]}_{i}" for i in range(9)]
+
+    async def fill_ids() -> None:
+        async with create_extended_store("sqlite:///ids.db") as store:
+            for i, agent_id in enumerate(ids):
+                info = AgentInfo(agent_id=agent_id, template_id="t" if i < 7 else "u", created_at=i)
+                await store.save_turn(agent_id, messages=[Message.user("x")], info=info)
+
+    asyncio.run(fill_ids())
+    monkeypatch.setattr("kode_core.cli.sessions._READ", read)
+
+    def found(*options: str) -> tuple[list[str], str | None]:
+        page = found_by("sessions", "--store", "sqlite:///ids.db", *options)
+        return [one["agentId"] for one in page["sessions"]], page["nextCursor"]
+
+    assert found("--prefix", "a_") == (["a_8", "a_6", "a_4", "a_2", "a_0"], None)
+    assert found("--prefix", "a%") == ([], None)
+    assert found("--prefix", "b_", "--template", "t", "--order", "asc", "--all") == (["b_1", "b_3", "b_5"], None)
+    assert found("--prefix", "a_", "--offset", "3") == (["a_2", "a_0"], None)
+    walked, cursor = found("--prefix", "a_", "--limit", "2", "--offset", "1")
+    assert walked == ["a_6", "a_4"] and cursor is not None
+    assert found("--prefix", "a_", "--limit", "2", "--cursor", cursor) == (["a_2", "a_0"], None)
+    assert found_by("sessions", "--store", "sqlite:///ids.db", "--prefix", "a_", "--count") == {"count": 5}
 
 
 def test_sessions_shows_a_line_for_each(store: str) -> None:

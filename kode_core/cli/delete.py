@@ -10,7 +10,15 @@ import typer
 from rich.text import Text
 
 from kode_core.cli.opening import StoreOption, open_store
-from kode_core.cli.options import MetadataOption, TemplatesOption, UsersOption, given, metadata_filter, time_option
+from kode_core.cli.options import (
+    MetadataOption,
+    TemplatesOption,
+    UsersOption,
+    agent_argument,
+    given,
+    metadata_filter,
+    time_option,
+)
 from kode_core.cli.output import count, is_whole, print_note, show, visible, watched
 from kode_core.cli.queries import run
 from kode_core.cli.sessions import session_table
@@ -30,7 +38,7 @@ _SHOWN: Final = 20
 
 
 def delete(
-    agents: Annotated[list[str] | None, typer.Argument(metavar="AGENT", help="Ids of agents.")] = None,
+    agents: Annotated[list[str] | None, agent_argument("Ids of agents.")] = None,
     older_than: Annotated[
         int | None,
         time_option(

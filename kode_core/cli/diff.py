@@ -9,10 +9,10 @@ from typing import Annotated, Any, Final, NamedTuple
 import typer
 from rich.text import Text
 
-from kode_core.cli.completion import complete_agent
 from kode_core.cli.conversation import arguments, brief
 from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
+from kode_core.cli.options import agent_argument
 from kode_core.cli.output import count, is_whole, one_line, print_json, print_note, printed, show, visible, wire
 from kode_core.cli.queries import run
 from kode_core.codec import encode, to_dict
@@ -51,8 +51,8 @@ class _Change(NamedTuple):
 
 
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="An agent, or AGENT@SNAPSHOT.", autocompletion=complete_agent)],
-    b: Annotated[str | None, typer.Argument(metavar="B", help="The other one.", autocompletion=complete_agent)] = None,
+    a: Annotated[str, agent_argument("An agent, or AGENT@SNAPSHOT.", "A")],
+    b: Annotated[str | None, agent_argument("The other one.", "B")] = None,
     full: Annotated[bool, typer.Option("--full", help="Show all messages that differ, unshortened.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="End with 1 if they differ.")] = False,
     store: StoreOption = None,

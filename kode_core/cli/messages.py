@@ -19,6 +19,7 @@ from kode_core.cli.options import (
     CursorOption,
     LimitOption,
     OffsetOption,
+    OptionalAgent,
     OrderOption,
     filter_option,
     given,
@@ -44,7 +45,7 @@ EXAMPLES: Final = (
 
 
 def messages(
-    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="The id of an agent.")] = None,
+    agent: OptionalAgent = None,
     role: Annotated[
         list[str] | None, filter_option(metavar="ROLE", help="user, assistant or system. May be repeated.")
     ] = None,

@@ -14,7 +14,6 @@ import typer
 from rich.text import Text
 
 from kode_core.cli.options import (
-    filter_option,
     given,
     metadata_filter,
     time_option,
@@ -25,7 +24,7 @@ from kode_core.jsonable import to_json
 from kode_core.moving import CopyReport, MovedAgent
 from kode_core.moving.outcomes import DONE
 
-__all__ = ["ExistingOption", "PrefixOption", "ReportOption", "Told", "UpdatedAfter", "UpdatedBefore", "agent_filters"]
+__all__ = ["ExistingOption", "ReportOption", "Told", "UpdatedAfter", "UpdatedBefore", "agent_filters"]
 
 ExistingOption = Annotated[
     str | None,
@@ -35,7 +34,6 @@ ExistingOption = Annotated[
         help="Agents that the target has with other records: refuse, which is the default, skip, or replace them.",
     ),
 ]
-PrefixOption = Annotated[str | None, filter_option("--prefix", metavar="TEXT", help="Only agents whose id begins so.")]
 UpdatedAfter = Annotated[int | None, time_option("--updated-after", "Changed then or later.")]
 UpdatedBefore = Annotated[int | None, time_option("--updated-before", "Last changed earlier than that.")]
 ReportOption = Annotated[

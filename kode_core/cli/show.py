@@ -7,10 +7,10 @@ from typing import Annotated, Any, Final
 import typer
 from rich.text import Text
 
-from kode_core.cli.completion import complete_agent
 from kode_core.cli.folded import calls_of, folded
 from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
+from kode_core.cli.options import AgentArgument
 from kode_core.cli.output import count, is_whole, print_json, print_note, show, visible, wire
 from kode_core.cli.queries import run
 from kode_core.cli.times import LocalOption, moment, zone
@@ -30,7 +30,7 @@ _MOST: Final = 10_000
 
 
 def show_agent(
-    agent: Annotated[str, typer.Argument(metavar="AGENT", help="The id of the agent.", autocompletion=complete_agent)],
+    agent: AgentArgument,
     last: Annotated[int, typer.Option("--last", "-n", metavar="N", help="The last N messages.")] = 50,
     before: Annotated[
         int | None, typer.Option("--before", metavar="POSITION", help="Only messages before that one: the page before.")

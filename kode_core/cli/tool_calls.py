@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
-import typer
 from rich.console import RenderableType
 
 from kode_core.cli.conversation import arguments
@@ -20,6 +19,7 @@ from kode_core.cli.options import (
     FullOption,
     LimitOption,
     OffsetOption,
+    OptionalAgent,
     OrderOption,
     filter_option,
     given,
@@ -52,7 +52,7 @@ EXAMPLES: Final = (
 
 
 def tool_calls(
-    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="The id of an agent.")] = None,
+    agent: OptionalAgent = None,
     tool: Annotated[
         list[str] | None, filter_option(metavar="NAME", help="Only calls of this tool. May be repeated.")
     ] = None,
