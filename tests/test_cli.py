@@ -247,6 +247,24 @@ def test_library_errors_are_one_line(store: str) -> None:
         (("sessions", "--sort-by", "name"), "error: sort_by must be one of created_at, updated_at, message_count"),
         (("messages", "\ud800"), "error: agent_id must not contain lone surrogates"),
         (("stats", "nobody"), "error: no agent 'nobody' in this store"),
+        (("show", "agt"), "error: no agent 'agt' in this store; did you mean 'agt-"),
+        *(
+            ((*command, "agt-22", "--yes")[: None if command[0] in ("delete", "prune") else -1], near)
+            for near in ("error: no agent 'agt-22' in this store; did you mean 'agt-2'?",)
+            for command in (
+                ("stats",),
+                ("messages",),
+                ("tool-calls",),
+                ("snapshots",),
+                ("events",),
+                ("diff", "agt-0"),
+                ("messages", "--role", "user"),
+                ("delete",),
+                ("prune", "--keep-snapshots", "1"),
+            )
+        ),
+        (("documents", "agt-22", "notes"), "error: no agent 'agt-22' in this store; did you mean 'agt-2'?"),
+        (("show", "atg-2"), "error: no agent 'atg-2' in this store; did you mean 'agt-2'?"),
         (("events", "nobody"), "error: no agent 'nobody' in this store"),
         (("events", "agt-0", "--channel", "x"), "error: channel must be one of progress, control, monitor"),
         (("import", "missing.json"), "error: missing.json cannot be read: No such file or directory"),

@@ -22,7 +22,8 @@ from kode_core.cli.options import (
 from kode_core.cli.output import count, is_whole, print_note, show, visible, watched
 from kode_core.cli.queries import run
 from kode_core.cli.sessions import session_table
-from kode_core.errors import AgentNotFoundError, InvalidArgumentError
+from kode_core.errors import InvalidArgumentError
+from kode_core.nearby import agent_not_found
 from kode_core.protocols import ExtendedStore
 from kode_core.query import AgentStats, SessionInfo
 
@@ -94,7 +95,7 @@ async def _named(store: ExtendedStore, agent_id: str) -> _Doomed:
     if sessions:
         return _Doomed(agent_id, sessions[0])
     if await store.aggregate_stats(agent_id) == AgentStats() and await store.last_bookmark(agent_id) is None:
-        raise AgentNotFoundError(agent_id)
+        raise await agent_not_found(store, agent_id)
     return _Doomed(agent_id, None)
 
 
