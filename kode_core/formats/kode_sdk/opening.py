@@ -81,7 +81,7 @@ async def _first_ids(tables: SdkTables) -> list[str]:
 
 
 def _folder_of_files(given: Path | None, default: Path | None, ids: Sequence[str]) -> Path:
-    """The folder with the files of the agents: *given*, or *default*, the SDK's own, which is that of the database.
+    """The folder with the files of the agents: *given*, or *default*, which is the folder of the database.
 
     Raises:
         ConfigurationError: it has no files of the first agents.
