@@ -198,13 +198,20 @@ class PayloadTooLargeError(InvalidArgumentError):
 
 
 class AgentNotFoundError(KodeError, LookupError):
-    """The call needs an agent whose info was saved, and no agent has that id."""
+    """The call needs an agent whose info was saved, and no agent has that id.
 
-    def __init__(self, agent_id: str) -> None:
-        super().__init__(self._sentence(agent_id))
+    Attributes:
+        near: the id that was probably meant, if it was looked for and found.
+    """
+
+    def __init__(self, agent_id: str, near: str | None = None) -> None:
         self.agent_id = agent_id
+        self.near = near
+        super().__init__(self._sentence(agent_id))
 
     def _sentence(self, agent_id: str) -> str:
+        if self.near is not None:
+            return f"no agent {agent_id!r} in this store; did you mean {self.near!r}?"
         return f"no agent {agent_id!r} in this store: save_info was never called for it, or it was deleted"
 
 

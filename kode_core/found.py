@@ -76,6 +76,7 @@ class Totals(_Value, frozen=True, kw_only=True):
             for themselves do not count.
         texts_waiting: how many messages an index of texts does not have yet; None without such an index.
         texts_of_deleted: True if the index may still have parts of deleted messages, until it is rebuilt.
+        texts_hidden: True if there is an index that the engine has no right to read.
     """
 
     agents: int = 0
@@ -85,6 +86,7 @@ class Totals(_Value, frozen=True, kw_only=True):
     is_used: bool = False
     texts_waiting: int | None = None
     texts_of_deleted: bool = False
+    texts_hidden: bool = False
 
 
 class EngineIssue(_Value, frozen=True):

@@ -97,7 +97,8 @@ async def rekey(store: ExtendedStore, *, dry_run: bool = False, progress: Progre
 
 async def _warn_of_texts(engine: Engine) -> None:
     """Say that an index of texts is not what this is for: it has parts of plain messages, and none of others."""
-    if (await engine.totals()).texts_waiting is not None:
+    totals = await engine.totals()
+    if totals.texts_waiting is not None or totals.texts_hidden:
         log.warning(
             "the store has an index of texts, which may keep readable parts of messages from before they were"
             " encrypted, and finds none that are; kode text-index drop removes it"

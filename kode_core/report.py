@@ -51,6 +51,7 @@ class StorageSize(Shown, frozen=True, kw_only=True):
             such an index: a search then reads all messages that its other filters leave.
         texts_of_deleted: True if that index may still have parts of messages that were deleted, replaced or encrypted,
             until ``kode text-index rebuild``.
+        texts_hidden: True if the database has such an index, and this store has no right to read it.
     """
 
     total_agents: int = 0
@@ -59,6 +60,7 @@ class StorageSize(Shown, frozen=True, kw_only=True):
     db_size_bytes: int | None = None
     texts_waiting: int | None = None
     texts_of_deleted: bool = False
+    texts_hidden: bool = False
 
 
 class ConnectionUse(Shown, frozen=True, kw_only=True):

@@ -241,10 +241,30 @@ def test_library_errors_are_one_line(store: str) -> None:
         (("sessions", "--metadata", "trial"), "error: --metadata 'trial' has no '='"),
         (("sessions", "--limit", "-1"), "error: limit must not be negative"),
         (("sessions", "--all", "--limit", "5"), "error: an iterator gives everything that matches"),
+        (("sessions", "--prefix", "a", "--limit", "-1"), "error: limit must not be negative"),
+        (("sessions", "--prefix", "a", "--by", "day"), "error: --by groups by the database"),
         (("sessions", "--order", "up"), "error: order must be one of desc, asc"),
         (("sessions", "--sort-by", "name"), "error: sort_by must be one of created_at, updated_at, message_count"),
         (("messages", "\ud800"), "error: agent_id must not contain lone surrogates"),
         (("stats", "nobody"), "error: no agent 'nobody' in this store"),
+        (("show", "agt"), "error: no agent 'agt' in this store; did you mean 'agt-"),
+        *(
+            ((*command, "agt-22", "--yes")[: None if command[0] in ("delete", "prune") else -1], near)
+            for near in ("error: no agent 'agt-22' in this store; did you mean 'agt-2'?",)
+            for command in (
+                ("stats",),
+                ("messages",),
+                ("tool-calls",),
+                ("snapshots",),
+                ("events",),
+                ("diff", "agt-0"),
+                ("messages", "--role", "user"),
+                ("delete",),
+                ("prune", "--keep-snapshots", "1"),
+            )
+        ),
+        (("documents", "agt-22", "notes"), "error: no agent 'agt-22' in this store; did you mean 'agt-2'?"),
+        (("show", "atg-2"), "error: no agent 'atg-2' in this store; did you mean 'agt-2'?"),
         (("events", "nobody"), "error: no agent 'nobody' in this store"),
         (("events", "agt-0", "--channel", "x"), "error: channel must be one of progress, control, monitor"),
         (("import", "missing.json"), "error: missing.json cannot be read: No such file or directory"),
@@ -453,6 +473,34 @@ def test_sessions_filters(store: str, options: tuple[str, ...], found: list[str]
     assert [session["agentId"] for session in sessions] == found
 
 
+@pytest.mark.parametrize("read", [1, 2, 7, 1_000])
+def test_sessions_are_found_by_the_beginning_of_their_ids(monkeypatch: pytest.MonkeyPatch, read: int) -> None:
+    """With other filters, an order and pages, whose cursors lead to the rest; a sign of a pattern is a character."""
+    ids = [f"{'ab'[i % 2]}_{i}" for i in range(9)]
+
+    async def fill_ids() -> None:
+        async with create_extended_store("sqlite:///ids.db") as store:
+            for i, agent_id in enumerate(ids):
+                info = AgentInfo(agent_id=agent_id, template_id="t" if i < 7 else "u", created_at=i)
+                await store.save_turn(agent_id, messages=[Message.user("x")], info=info)
+
+    asyncio.run(fill_ids())
+    monkeypatch.setattr("kode_core.cli.sessions._READ", read)
+
+    def found(*options: str) -> tuple[list[str], str | None]:
+        page = found_by("sessions", "--store", "sqlite:///ids.db", *options)
+        return [one["agentId"] for one in page["sessions"]], page["nextCursor"]
+
+    assert found("--prefix", "a_") == (["a_8", "a_6", "a_4", "a_2", "a_0"], None)
+    assert found("--prefix", "a%") == ([], None)
+    assert found("--prefix", "b_", "--template", "t", "--order", "asc", "--all") == (["b_1", "b_3", "b_5"], None)
+    assert found("--prefix", "a_", "--offset", "3") == (["a_2", "a_0"], None)
+    walked, cursor = found("--prefix", "a_", "--limit", "2", "--offset", "1")
+    assert walked == ["a_6", "a_4"] and cursor is not None
+    assert found("--prefix", "a_", "--limit", "2", "--cursor", cursor) == (["a_2", "a_0"], None)
+    assert found_by("sessions", "--store", "sqlite:///ids.db", "--prefix", "a_", "--count") == {"count": 5}
+
+
 def test_sessions_shows_a_line_for_each(store: str) -> None:
     """Into a pipe nothing is cut short; notes go to stderr."""
     out, err = kode("sessions", "--store", store, "--limit", "3")
@@ -481,16 +529,16 @@ def test_cursor_goes_on_where_the_page_ended(store: str) -> None:
 
 
 def test_messages_shows_a_conversation(store: str) -> None:
-    """In order, with calls and results; long texts are cut unless --full is given."""
+    """In order, with calls and results; a terminal gets long texts cut unless --full is given, a pipe never."""
     out, _ = kode("messages", "agt-0", "--store", store)
 
     places = [out.index(text) for text in ("#0 system", "#1 user", "#2 assistant", "#3 user", "#4 assistant")]
     assert places == sorted(places)
     assert '-> weather(city="Rome", days=3)' in out
     assert "<- sunny" in out
-    assert "more characters (--full)" in out
-    full, _ = kode("messages", "agt-0", "--full", "--store", store)
-    assert full.count("Be kind.") == 300
+    assert out == kode("messages", "agt-0", "--full", "--store", store)[0]
+    assert out.count("Be kind.") == 300
+    assert "more characters (--full)" in in_terminal(("messages", "agt-0", "--store", store), 100, "")
 
 
 def test_messages_of_a_conversation_have_their_times(store: str) -> None:
@@ -613,11 +661,67 @@ def test_a_narrow_terminal_shortens_ids_and_keeps_states(long_ids: str, columns:
 
 
 def test_metadata_of_a_table_is_short(long_ids: str) -> None:
-    """Long objects, lists and texts are shortened, into a pipe, too; --full and --json show all."""
-    out, _ = kode("sessions", "--store", long_ids)
-    assert out.splitlines()[1].endswith(f'summary={{…}}, items=[…], text={"z" * 59}…, small={{"a": 1}}')
-    out, _ = kode("sessions", "--full", "--store", long_ids)
-    assert out.count("x" * 600) == out.count("y" * 600) == out.count("z" * 600) == 2
+    """In a terminal long objects, lists and texts are shortened; --full, --json and a pipe have all."""
+    shown = in_terminal(("sessions", "--store", long_ids), 400, "").splitlines()[1]
+    assert shown.rstrip().endswith(f'summary={{…}}, items=[…], text={"z" * 59}…, small={{"a": 1}}')
+    for options in ((), ("--full",)):
+        out, _ = kode("sessions", *options, "--store", long_ids)
+        assert out.count("x" * 600) == out.count("y" * 600) == out.count("z" * 600) == 2
+
+
+LONG = "a word and " * 99 + "the end"
+
+
+@pytest.fixture(scope="module")
+def long_texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store in which every text is long."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('texts')}/agents.db"
+
+    async def fill_texts() -> None:
+        async with create_extended_store(url) as store:
+            calls = [
+                ToolCallRecord(id="c", name="book", input={"x": LONG}, state="FAILED", error=LONG, is_error=True),
+                ToolCallRecord(id="d", name=LONG, input={"x": LONG}),
+            ]
+            content = [ToolUseBlock(id="c", name="book", input={"x": LONG})]
+            said = [Message("system", LONG), Message.user(LONG), Message("assistant", content)]
+            said.append(Message("user", [ToolResultBlock("c", LONG, is_error=True)]))
+            info = AgentInfo(agent_id="agt", template_id="t", metadata={"text": LONG})
+            documents = [PutDocument("notes", "k", {"x": LONG}, tags={"run": "1"})]
+            await store.save_turn("agt", messages=said, tool_calls=calls, info=info, documents=documents)
+            await store.save_snapshot("agt", Snapshot(id="s", messages=said, metadata={"x": LONG}))
+            await store.emit("agt", "done", {"x": LONG})
+            other = info.replace(agent_id="other" * 10, metadata={"text": f"{LONG}!"})
+            await store.save_turn(other.agent_id, messages=[Message.user(f"{LONG}!")], info=other)
+            await store.emit(other.agent_id, "done", {"x": LONG})
+
+    asyncio.run(fill_texts())
+    return url
+
+
+@pytest.mark.parametrize(
+    ("arguments", "times"),
+    [
+        (("sessions",), 2),
+        (("show", "agt"), 4),
+        (("messages", "agt"), 4),
+        (("messages",), 5),
+        (("tool-calls",), 3),
+        (("documents", "agt", "notes"), 1),
+        (("documents", "notes", "--tag", "run=1"), 1),
+        (("snapshots", "agt"), 1),
+        (("stats",), 1),
+        (("events", "agt"), 1),
+        (("diff", "agt", "other" * 10), 7),
+        (("delete", "--template", "t", "--dry-run"), 2),
+    ],
+)
+def test_a_pipe_gets_whole_texts(long_texts: str, arguments: tuple[str, ...], times: int) -> None:
+    """Away from a terminal no command cuts a text, whether it prints a table or a conversation; a terminal cuts it."""
+    out, err = kode(*arguments, "--store", long_texts)
+    assert out.count("the end") == times
+    assert "…" not in out and "--full" not in out + err
+    assert in_terminal((*arguments, "--store", long_texts), 120, "").count("the end") < times
 
 
 def test_groups_are_sorted_by_their_size(store: str) -> None:
@@ -1117,6 +1221,13 @@ CHATS = """{"id": "one", "messages": [{"role": "user", "content": "Hello"}, {"ro
 def test_import_goes_on_behind_a_bad_conversation() -> None:
     """It is reported, the others are stored, and the exit code is 1; a second time nothing is written."""
     Path("chats.jsonl").write_text(CHATS)
+    store = ("--store", "sqlite:///new/chats.db")
+    out, err = kode("import", "chats.jsonl", "--dry-run", *store, code=1)
+    assert out.splitlines() == [
+        "would import 2 agents, 3 messages, 0 tool calls (0 failed), 4 events",
+        "left out 1 conversation, see above",
+    ]
+    assert "conversation 2: message 0" in err and not Path("new").exists()
     for told in (
         "imported 2 agents, 3 messages, 0 tool calls (0 failed), 4 events",
         "imported 0 agents, 0 messages, 0 tool calls (0 failed), 0 events; 2 agents were there already",

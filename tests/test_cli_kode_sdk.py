@@ -61,7 +61,7 @@ def test_lost_messages_are_offered(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("import", "x.json", "--dry-run"), "--dry-run is not an option of --from openai-chat"),
+        (("import", "x.json", "--no-files"), "--no-files is not an option of --from openai-chat"),
         (("import", "--from", "kode-sdk", "x", "--prefix", "y"), "--prefix is not an option of --from kode-sdk"),
         (("import", "--from", "kode-sdk", "nowhere"), "there is no folder"),
         (("import", "--from", "sdk", "x"), "format 'sdk' is not known"),

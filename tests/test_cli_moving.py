@@ -42,6 +42,10 @@ async def test_export_and_import(name: str, tmp_path: Path) -> None:
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 12
     _, err = kode("export", name, "--store", "sqlite:///old.db", code=2)
     assert "exists already; an export does not overwrite" in err
+    dry, err = kode("import", name, "--store", "json:///new", "--dry-run", "--report", "dry.jsonl")
+    assert (dry, err) == (out.replace("exported", "would import"), "") and not (tmp_path / "new").exists()
+    lines = [json.loads(line) for line in (tmp_path / "dry.jsonl").read_text().splitlines()]
+    assert [(line["outcome"], line["digest"]) for line in lines] == [("importable", whole[i]) for i in sorted(whole)]
     out, err = kode("import", name, "--store", "json:///new")
     assert out.startswith("imported 12 agents, ") and err == ""
     out, _ = kode("import", name, "--store", "json:///new")
@@ -77,7 +81,6 @@ async def test_pipes_and_filters() -> None:
     ("arguments", "says"),
     [
         (("import", "a.jsonl", "--prefix", "x"), "--prefix is not an option of --from archive"),
-        (("import", "a.jsonl", "--dry-run"), "--dry-run is not an option of --from archive"),
         (("import", "a.jsonl", "--from", "openai-chat", "--existing", "skip"), "--existing is not an option of --from"),
         (("import", "a.jsonl", "--existing", "merge"), "existing must be one of refuse, skip, replace"),
         (("import", "future.jsonl"), "the archive has format 7"),

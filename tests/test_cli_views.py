@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.cells import cell_len
 
 from kode_core import (
@@ -28,6 +29,7 @@ from kode_core import (
     ToolUseBlock,
     create_extended_store,
 )
+from kode_core.cli.app import app
 from kode_core.cli.overview import bar, sparkline
 from kode_core.cli.times import read_time, set_local
 from kode_core.model import now_ms
@@ -111,10 +113,12 @@ def test_show_folds_calls_and_results(url: str) -> None:
     assert "  APPROVAL?  pay()" in out and "  DENIED  drop()" in out
     assert "  result  orphan" in out
     assert "#3" not in out  # it has nothing but results, which are in their calls' rows
-    assert "more characters (--full)" in out
-    assert err == "7 messages; --full shows long ones in full\n"
-    full, _ = kode("show", "agt-1", "-s", url, "--full")
-    assert "a long text. " * 199 in full and "(--full)" not in full
+    assert "a long text. " * 199 in out and "(--full)" not in out
+    assert err == "7 messages\n"
+    shown = in_terminal(("show", "agt-1", "-s", url), 100, "")
+    assert "more characters (--full)" in shown and "7 messages; --full shows long ones in full" in shown
+    full = in_terminal(("show", "agt-1", "-s", url, "--full"), 100, "")
+    assert "a long text." in full and "(--full)" not in full
 
 
 def test_show_has_pages(url: str) -> None:
@@ -234,8 +238,9 @@ def test_changes_in_the_middle(tmp_path: Path) -> None:
     found = kode_json("diff", "a", "b", "-s", url)
     assert [part["equal"] for part in found["messages"]] == [True, False, True, False, True, False]
     assert found["metadata"] == {"name": {"a": "a", "b": "b"}}
+    assert "5,800 more messages that differ (--full)" in in_terminal(("diff", "m", "n", "-s", url), 80, "")
     out, err = kode("diff", "m", "n", "-s", url)
-    assert "5,800 more messages that differ (--full)" in out
+    assert len(out.splitlines()) == 6_004
     assert err == "0 equal messages, 3,000 only in the first, 3,000 only in the second\n"
 
 
@@ -461,7 +466,7 @@ def test_scripts(shell: str) -> None:
     assert "bash, zsh, fish" in kode("completion", "csh", code=2)[1]
 
 
-def test_bash_completes(url: str) -> None:
+def test_bash_completes(url: str, tmp_path: Path) -> None:
     """In a real bash: commands, options, and the ids of agents, without those that a terminal would interpret."""
     script = kode("completion", "bash")[0]
     folder = str(Path(KODE[0]).parent)
@@ -477,6 +482,46 @@ def test_bash_completes(url: str) -> None:
     assert "--last" in completed("kode", "show", "--la")
     assert completed("kode", "show", "agt") == {"agt-1", "agt-2"}
     assert completed("kode", "show", "evil") == set()
+    assert completed("kode", "sessions", "--agent", "agt") == {"agt-1", "agt-2"}
+    (tmp_path / "kode.toml").write_text("[stores.sample]\ntype = 'memory'\n[stores.other]\ntype = 'memory'\n")
+    assert completed("kode", "sessions", "--store", "s") == {"sample", "sqlite://"}
+    assert completed("kode", "copy", "sample", "o") == {"other"}
+
+
+def test_every_agent_and_store_is_completed() -> None:
+    """Whichever command takes an id of an agent, or a store."""
+    group: Any = typer.main.get_command(app)
+    context = typer.Context(group)
+    taken = {"AGENT": set[str](), "STORE": set[str]()}
+    for name in group.list_commands(context):
+        for parameter in group.get_command(context, name).params:
+            is_agent = parameter.name in ("agent", "agents") or parameter.metavar in ("A", "B", "AGENT", "AGENT...")
+            is_store = "--store" in parameter.opts or parameter.metavar in ("FROM", "TO")
+            if (is_agent and "--agents" not in parameter.opts) or is_store:  # a number of agents
+                taken["AGENT" if is_agent else "STORE"].add(name)
+                assert parameter._custom_shell_complete is not None, (name, parameter.name)
+    assert {"show", "delete", "approve", "chat", "messages", "doctor", "sessions"} <= taken["AGENT"]
+    assert {"copy", "web", "chat", "stats"} <= taken["STORE"]
+
+
+def test_ids_of_one_tenant_are_completed(tmp_path: Path) -> None:
+    """The tenant that the command line names has its own ids."""
+    url = f"sqlite:///{tmp_path}/a.db"
+
+    async def prepare() -> None:
+        async with create_extended_store(url) as store:
+            for tenant in ("acme", "globex"):
+                agent_id = f"of-{tenant}"
+                await store.scoped(tenant).save_info(agent_id, AgentInfo(agent_id=agent_id, template_id="t"))
+
+    asyncio.run(prepare())
+    env = {
+        **os.environ, "KODE_STORE_URL": url, "_KODE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "kode --tenant acme show ", "COMP_CWORD": "4",
+    }  # fmt: skip
+    kode_command = str(Path(KODE[0]).with_name("kode"))
+    done = subprocess.run((kode_command,), capture_output=True, text=True, timeout=60, check=False, env=env)
+    assert (done.stdout.split(), done.stderr) == (["of-acme"], "")
 
 
 def test_completion_of_a_store_that_is_not_there(tmp_path: Path) -> None:

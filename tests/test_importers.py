@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from kode_core import create_extended_store
+from kode_core import AgentInfo, create_extended_store
+from tests.sdk_stores import agent_files, info, make_tables, write
 
 KODE = (sys.executable, "-m", "kode_core.cli")
 IMPORTER = '''
@@ -95,3 +100,99 @@ def test_mistakes(installed: None, arguments: tuple[str, ...], said: str) -> Non
     """One sentence each, and no store is created."""
     assert said in kode("import", "--from", *arguments, "--store", "sqlite:///new.db", code=2)[1]
     assert not Path("new.db").exists()
+
+
+# --- Sources of known programs without --from -------------------------------------------------------------------------
+
+ENTRIES = [
+    {"type": "file-history-snapshot", "messageId": "m", "snapshot": {}},
+    {"type": "user", "uuid": "u", "sessionId": "s", "message": {"role": "user", "content": "Hello"}},
+]
+CHECKPOINTS = Path(__file__).parent / "data/langgraph/checkpoints.sql"
+
+
+def lines_of(*values: object) -> bytes:
+    return b"".join(json.dumps(value).encode() + b"\n" for value in values)
+
+
+def tables(path: Path, script: str) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(script)
+
+
+def claudes(path: Path) -> None:
+    path.write_bytes(lines_of(*ENTRIES))
+
+
+def claudes_folder(path: Path) -> None:
+    (path / "projects" / "-home-u").mkdir(parents=True)
+    (path / "projects" / "-home-u" / "s.jsonl").write_bytes(lines_of({"type": "summary", "leafUuid": "u"}))
+
+
+SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "transcript": (claudes, "holds transcripts of Claude: give --from claude"),
+    "packed": (
+        lambda path: path.write_bytes(gzip.compress(lines_of(*ENTRIES))),
+        "holds transcripts of Claude: give --from claude",
+    ),
+    "claude": (claudes_folder, "holds transcripts of Claude: give --from claude"),
+    "checkpoints": (
+        lambda path: tables(path, CHECKPOINTS.read_text()),
+        "holds LangGraph's checkpoints: give --from langgraph",
+    ),
+    "openai": (
+        lambda path: tables(path, "CREATE TABLE agent_messages (id, session_id, message_data, created_at)"),
+        "holds sessions of OpenAI Agents: give --from openai-agents",
+    ),
+    "adk": (
+        lambda path: tables(path, "CREATE TABLE app_states (app_name, state, update_time)"),
+        "holds sessions of Google ADK: give --from adk",
+    ),
+    "sdk.db": (
+        lambda path: make_tables(path, {"a": {"agents": [info("a")]}}),
+        "holds agents of the KODE SDK: give --from kode-sdk",
+    ),
+    "sdk": (
+        lambda path: write(path / "agt-0", agent_files("agt-0")),
+        "holds agents of the KODE SDK: give --from kode-sdk",
+    ),
+    "other.db": (
+        lambda path: tables(path, "CREATE TABLE notes (x)"),
+        "is an SQLite database: say with --from which program wrote it",
+    ),
+    "folder": (lambda path: path.mkdir(), "is a folder: say with --from which program wrote it"),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_known_source_is_named(name: str, tmp_path: Path) -> None:
+    """Without --from one sentence says what the source is and how to import it; nothing is written."""
+    make, said = SOURCES[name]
+    make(tmp_path / name)
+    before = sorted(tmp_path.rglob("*"))
+    out, err = kode("import", name, "--store", "sqlite:///new.db", code=2)
+    assert (out, err) == ("", f"error: {name} {said}\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+async def test_a_store_of_kode_is_copied() -> None:
+    """A store is no source of an import, and a URL's password is not quoted."""
+    for url, name in (("sqlite:///mine.db", "mine.db"), ("json:///mine", "mine")):
+        async with create_extended_store(url) as store:
+            await store.save_info("a", AgentInfo(agent_id="a", template_id="t"))
+        assert kode("import", name, code=2)[1] == f"error: {name} is a store of kode: copy it with kode copy {url} TO\n"
+    _, err = kode("import", "postgres://me:hunter2@host/db", code=2)
+    assert err == "error: the source is a database or a store: say with --from which program wrote it\n"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"sessionId": "s", "type": "chat", "messages": [{"role": "user", "content": "Hello"}]},
+        {"messages": [{"role": "user", "content": '{"type": "user", "sessionId": "s"}'}]},
+    ],
+)
+def test_chats_are_not_taken_for_something_else(value: object, tmp_path: Path) -> None:
+    """Whatever fields they have besides."""
+    (tmp_path / "chat.jsonl").write_bytes(lines_of(value, value))
+    assert kode("import", "chat.jsonl", "--store", "sqlite:///new.db")[0].startswith("imported 2 agents, 2 messages")

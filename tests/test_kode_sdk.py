@@ -388,6 +388,7 @@ async def test_files_without_a_row_are_brought_from_their_folder(tmp_path: Path)
         found = await imported(tmp_path / "agents.db", store, tmp_path / "files")
         assert (found["agt-1"].outcome, found["agt-2"].counts) == ("imported", {"events": 1})
     (tmp_path / "files/agt-2").rename(tmp_path / "agt-2")
+    write(tmp_path / "agt-1", {"events/progress.log": lines(event(0, "done"))})
     async with open_source(str(tmp_path / "agents.db")) as source:  # the default is next to the database
         assert [one.agent_id async for one in import_agents(source, None)] == ["agt-1"]
 
@@ -410,7 +411,9 @@ async def test_many_agents_in_flat_memory(tmp_path: Path) -> None:
         ("old", "old", "leave --files out"),
         ("memory:", None, "the KODE SDK has no store for memory"),
         ("agents.db", "nowhere", "there is no folder nowhere of files"),
-        ("databases/agents.db", None, "in a folder of files: name it with --files DIR"),
+        ("databases/agents.db", None, "databases has none of these agents: name it with --files DIR, or import the"),
+        ("databases/agents.db", "empty", "empty has none of these agents: name it with --files DIR"),
+        ("near/near.db", None, "near has none of these agents: name it with --files .*near/files, or import the"),
         ("missing.db", None, "there is no file"),
         ("", None, "the source is empty"),
         ("old/agt-1", None, "is the folder of one agent; name the folder that it is in"),
@@ -422,8 +425,10 @@ async def test_other_places_are_refused(tmp_path: Path, place: str, files: str |
     write(tmp_path / "old/agt-1", agent_files("agt-1"))
     for folder in ("empty", "databases"):
         (tmp_path / folder).mkdir()
-    for path in ("agents.db", "databases/agents.db"):
-        make_tables(tmp_path / path, {})
+    write(tmp_path / "near/files/agt-5", agent_files("agt-5"))
+    (tmp_path / "near/src/events").mkdir(parents=True)  # a folder of somebody else
+    for path, agent_id in (("agents.db", "agt-1"), ("databases/agents.db", "agt-2"), ("near/near.db", "agt-5")):
+        make_tables(tmp_path / path, {agent_id: {"agents": [info(agent_id)]}})
     async with create_extended_store("json:///ours") as store:
         await store.save_info("agt-1", AgentInfo(agent_id="agt-1", template_id="t"))
     with closing(sqlite3.connect(tmp_path / "other.db")) as db:

@@ -662,11 +662,19 @@ async def test_times_come_along(url: str, conversation: dict[str, Any], times: l
         assert (latest.created_at >= before, session.updated_at >= before) == (True, True)
 
 
-async def test_without_times_an_import_is_of_now() -> None:
-    """Where the source tells no time, a session is not old, so that no clean-up takes it at once."""
-    (imported,) = convert([user("a")])
-    async with create_extended_store("memory:") as store:
+@pytest.mark.parametrize("url", ["memory:", "sqlite:///times.db", "json:///times"])
+async def test_without_times_all_records_have_the_same_clock(url: str) -> None:
+    """Messages, calls and events begin with the session; it was changed now, so that no clean-up takes it at once."""
+    (imported,) = convert([user("a"), asks(call("c1")), answers("c1", "r"), user("b")])
+    async with create_extended_store(url) as store:
         before = now_ms()
         await import_conversation(store, imported)
-        (message,), (session,) = await store.query_messages(), await store.query_sessions()
-        assert (message.created_at >= before, session.updated_at >= before) == (True, True)
+        times = [message.created_at async for message in store.iter_messages(order="asc")]
+        assert times == [BASE_MS, BASE_MS + 1000, BASE_MS + 2000, BASE_MS + 3000]
+        (made,), (session,) = await store.query_tool_calls(), await store.query_sessions()
+        assert (made.created_at, made.completed_at) == (times[1], times[2])
+        assert (session.created_at, session.updated_at >= before) == (BASE_MS, True)
+        assert {one.bookmark.timestamp async for one in store.read_events(imported.agent_id)} <= set(times)
+        await store.append_messages(imported.agent_id, [Message.user("and now")])
+        (latest,) = await store.query_messages(limit=1)
+        assert latest.created_at >= before

@@ -324,8 +324,11 @@ def _unknown(wanted: str, known: Sequence[str]) -> str:
     if wanted.endswith(".py"):
         return f"say which class of the file is the harness, as in {wanted}:MyHarness"
     near = get_close_matches(wanted, known, n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-    return f"no installed store has this name; {hint} (module:Class and file.py:Class also name one)"
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return (
+        f"no installed store has this name; {hint}there are {', '.join(known)}; a harness of your own is named as "
+        "module:Class or file.py:Class"
+    )
 
 
 def load_harness(spec: str) -> StoreHarness:

@@ -405,8 +405,9 @@ def test_an_area_is_explained() -> None:
     ("arguments", "said"),
     [
         ((), "which store? Name one of "),
-        (("memroy",), "did you mean memory?"),
-        (("zzz",), "no installed store has this name; there are "),
+        (("memroy",), "error: memroy: no installed store has this name; did you mean memory? there are "),
+        (("zzz",), "error: zzz: no installed store has this name; there are duckdb, dynamodb, "),
+        (("zzz",), "; a harness of your own is named as module:Class or file.py:Class"),
         (("postgresql://me:hunter2@db/k",), "error: postgresql://… is the address of a store; name a harness"),
         (("duck.py",), "say which class of the file is the harness, as in duck.py:MyHarness"),
         (("nowhere.py:X",), "there is no file nowhere.py"),
@@ -416,7 +417,10 @@ def test_an_area_is_explained() -> None:
         (("duck.py:Half",), "Half has to define provision"),
         (("duck.py:Typo",), "lacks 'QUERIES', which is no capability; there are PERSISTENT"),
         (("duck.py:Unset",), "KeyError: 'DUCK_DSN' (duck.py:"),
-        (("broken.py:X",), "SyntaxError: "),
+        (("broken.py:X",), "SyntaxError: invalid syntax (broken.py:2)"),
+        (("broken:X",), "SyntaxError: invalid syntax (broken.py:2)"),
+        (("helped:X",), "SyntaxError: invalid syntax (broken.py:2)"),
+        (("tabbed:X",), "TabError: inconsistent use of tabs and spaces in indentation (tabbed.py:3)"),
         (("loose.py:X",), "it needs the distribution kode-loose; install it"),
         (("memory", "--tier", "fast"), "there is no tier 'fast'; there are quick, standard and thorough"),
         (("memory", "--seed", "-3"), "a seed is 0 or more"),
@@ -445,7 +449,9 @@ def test_a_wrong_question_has_a_helpful_answer(
     arguments: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line on stderr, nothing on stdout, exit code 2."""
-    (tmp_path / "broken.py").write_text("def x(:\n")
+    (tmp_path / "broken.py").write_text("\ndef x(:\n")
+    (tmp_path / "helped.py").write_text("\n\n\nfrom broken import X\n")
+    (tmp_path / "tabbed.py").write_text("if 1:\n    x = 1\n\ty = 2\n")
     (tmp_path / "loose.py").write_text("from importlib.metadata import version\nX = version('kode-loose')\n")
     done = asked(capsys, "conformance", *arguments)
     assert (done.code, done.out) == (2, "")

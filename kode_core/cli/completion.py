@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from kode_core.cli.opening import default_store, open_store
+from kode_core.cli.opening import default_store, default_tenant, open_store
 from kode_core.cli.output import visible, write_text
 from kode_core.errors import InvalidArgumentError
 
@@ -28,7 +28,8 @@ _SECONDS: Final = 2.0
 def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> None:
     """Print the script that completes kode in SHELL, to be read by the shell or kept as a file.
 
-    Ids of agents are completed, too: the newest ones of the store that the command line names so far.
+    Ids of agents are completed, too: the newest ones of the store that the command line names so far; and, after
+    --store, the names of kode.toml.
     """
     if shell not in _SHELLS:
         raise InvalidArgumentError(f"SHELL must be one of {', '.join(_SHELLS)}, got {shell!r:.40}")
@@ -54,6 +55,7 @@ def complete_agent(ctx: typer.Context, incomplete: str) -> list[str]:
         if target is None and ctx.parent is not None:
             target = ctx.parent.params.get("store")
         default_store.set(None)
+        default_tenant.set(None if ctx.parent is None else ctx.parent.params.get("tenant"))
         return asyncio.run(asyncio.wait_for(_ids(target, incomplete), _SECONDS))
     except (Exception, SystemExit):  # noqa: BLE001 - a shell has no use for errors between two keys
         return []

@@ -7,7 +7,7 @@ from typing import Final
 
 from rich.text import Text
 
-from kode_core.cli.output import one_line, printed, visible
+from kode_core.cli.output import is_whole, one_line, printed, visible
 from kode_core.cli.times import moment, zone
 from kode_core.codec import to_dict
 from kode_core.model import (
@@ -30,7 +30,11 @@ _ROLE_STYLES: Final = {"user": "bold cyan", "assistant": "bold green", "system":
 
 
 def conversation_texts(messages: Sequence[Message], *, full: bool) -> Iterator[Text]:
-    """Each message in order, under a line with its position, role and time; long parts are cut unless *full*."""
+    """Each message in order, under a line with its position, role and time.
+
+    In a terminal long parts are cut unless *full*.
+    """
+    full = is_whole(full)
     for i, message in enumerate(messages):
         text = Text("\n" if i else "")
         text.append(f"#{i} {visible(message.role)}", _ROLE_STYLES.get(message.role, "bold"))

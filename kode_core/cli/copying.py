@@ -15,19 +15,19 @@ from rich.text import Text
 
 from kode_core.cli.moving import (
     ExistingOption,
-    PrefixOption,
     ReportOption,
     Told,
     UpdatedAfter,
     UpdatedBefore,
     agent_filters,
 )
-from kode_core.cli.opening import configured_store, open_store, places
+from kode_core.cli.opening import configured_store, open_store, places, store_argument
 from kode_core.cli.options import (
     AgentsOption,
     CreatedAfter,
     CreatedBefore,
     MetadataOption,
+    PrefixOption,
     TemplatesOption,
     UsersOption,
 )
@@ -46,8 +46,8 @@ EXAMPLES: Final = (
 
 
 def copy(
-    source: Annotated[str, typer.Argument(metavar="FROM", help="The store to read: a URL, or a name in kode.toml.")],
-    target: Annotated[str, typer.Argument(metavar="TO", help="The store to write; it is created if it is missing.")],
+    source: Annotated[str, store_argument("FROM", "The store to read: a URL, or a name in kode.toml.")],
+    target: Annotated[str, store_argument("TO", "The store to write; it is created if it is missing.")],
     existing: ExistingOption = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="At the end compare both stores, all records of them.")

@@ -10,11 +10,20 @@ import typer
 from rich.text import Text
 
 from kode_core.cli.opening import StoreOption, open_store
-from kode_core.cli.options import MetadataOption, TemplatesOption, UsersOption, given, metadata_filter, time_option
-from kode_core.cli.output import count, print_note, show, visible, watched
+from kode_core.cli.options import (
+    MetadataOption,
+    TemplatesOption,
+    UsersOption,
+    agent_argument,
+    given,
+    metadata_filter,
+    time_option,
+)
+from kode_core.cli.output import count, is_whole, print_note, show, visible, watched
 from kode_core.cli.queries import run
 from kode_core.cli.sessions import session_table
-from kode_core.errors import AgentNotFoundError, InvalidArgumentError
+from kode_core.errors import InvalidArgumentError
+from kode_core.nearby import agent_not_found
 from kode_core.protocols import ExtendedStore
 from kode_core.query import AgentStats, SessionInfo
 
@@ -30,7 +39,7 @@ _SHOWN: Final = 20
 
 
 def delete(
-    agents: Annotated[list[str] | None, typer.Argument(metavar="AGENT", help="Ids of agents.")] = None,
+    agents: Annotated[list[str] | None, agent_argument("Ids of agents.")] = None,
     older_than: Annotated[
         int | None,
         time_option(
@@ -86,12 +95,12 @@ async def _named(store: ExtendedStore, agent_id: str) -> _Doomed:
     if sessions:
         return _Doomed(agent_id, sessions[0])
     if await store.aggregate_stats(agent_id) == AgentStats() and await store.last_bookmark(agent_id) is None:
-        raise AgentNotFoundError(agent_id)
+        raise await agent_not_found(store, agent_id)
     return _Doomed(agent_id, None)
 
 
 def _show(found: Sequence[_Doomed]) -> None:
-    shown = found[:_SHOWN]
+    shown = found if is_whole() else found[:_SHOWN]
     sessions = [doomed.session for doomed in shown if doomed.session is not None]
     if sessions:
         show(session_table(sessions))

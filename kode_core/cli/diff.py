@@ -9,11 +9,11 @@ from typing import Annotated, Any, Final, NamedTuple
 import typer
 from rich.text import Text
 
-from kode_core.cli.completion import complete_agent
 from kode_core.cli.conversation import arguments, brief
 from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
-from kode_core.cli.output import count, one_line, print_json, print_note, printed, show, visible, wire
+from kode_core.cli.options import agent_argument
+from kode_core.cli.output import count, is_whole, one_line, print_json, print_note, printed, show, visible, wire
 from kode_core.cli.queries import run
 from kode_core.codec import encode, to_dict
 from kode_core.errors import InvalidArgumentError
@@ -51,8 +51,8 @@ class _Change(NamedTuple):
 
 
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="An agent, or AGENT@SNAPSHOT.", autocompletion=complete_agent)],
-    b: Annotated[str | None, typer.Argument(metavar="B", help="The other one.", autocompletion=complete_agent)] = None,
+    a: Annotated[str, agent_argument("An agent, or AGENT@SNAPSHOT.", "A")],
+    b: Annotated[str | None, agent_argument("The other one.", "B")] = None,
     full: Annotated[bool, typer.Option("--full", help="Show all messages that differ, unshortened.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="End with 1 if they differ.")] = False,
     store: StoreOption = None,
@@ -177,9 +177,9 @@ def _lines(changes: Sequence[_Change], full: bool) -> Iterator[Text]:
         ):  # fmt: skip
             for i, message in enumerate(side):
                 shown += 1
-                if full or shown <= _SHOWN:
+                if is_whole(full) or shown <= _SHOWN:
                     yield Text(f"{sign} #{start + i} {visible(message.role)}: {_body(message, full)}", style)
-    if not full and shown > _SHOWN:
+    if not is_whole(full) and shown > _SHOWN:
         yield Text(f"  … {shown - _SHOWN:,} more messages that differ (--full)", "dim")
 
 

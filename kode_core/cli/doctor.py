@@ -9,6 +9,7 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
+from kode_core.cli.completion import complete_agent
 from kode_core.cli.opening import JsonOption, StoreOption, address, configured_store, open_store, places
 from kode_core.cli.output import count, holdings, print_json, show, visible, watched
 from kode_core.cli.queries import run
@@ -49,7 +50,10 @@ class _Findings(NamedTuple):
 
 
 def doctor(
-    agent: Annotated[str | None, typer.Option("--agent", metavar="ID", help="Check only this agent.")] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option("--agent", metavar="ID", help="Check only this agent.", autocompletion=complete_agent),
+    ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Before the check, clean up after processes that died.")
     ] = False,
@@ -128,6 +132,8 @@ def _summary(configured: Configured, findings: _Findings) -> Iterator[Text]:
 
 
 def _text_search(size: StorageSize) -> str:
+    if size.texts_hidden:
+        return "an index that this user has no right to read; searches read the messages that other filters leave"
     if size.texts_waiting is None:
         return "reads the messages that other filters leave"
     waiting = f", {count(size.texts_waiting, 'message')} not in it yet" if size.texts_waiting else ""

@@ -14,6 +14,7 @@ from kode_core.cli.options import (
     AllOption,
     CursorOption,
     LimitOption,
+    agent_argument,
     filter_option,
     given,
     paging_option,
@@ -40,9 +41,7 @@ _PAGING: Final = "--all, --limit or --cursor"
 
 
 def documents(
-    agent: Annotated[
-        str, typer.Argument(metavar="AGENT", help="The id of the agent; with --tag it may be left out, for all agents.")
-    ],
+    agent: Annotated[str, agent_argument("The id of the agent; with --tag it may be left out, for all agents.")],
     collection: Annotated[
         str | None, typer.Argument(metavar="COLLECTION", help="The name of a collection; it has to be given.")
     ] = None,

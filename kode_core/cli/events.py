@@ -15,7 +15,7 @@ from kode_core.cli.conversation import arguments
 from kode_core.cli.following import follow_all
 from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
-from kode_core.cli.options import given
+from kode_core.cli.options import OptionalAgent, given
 from kode_core.cli.output import (
     count,
     one_line,
@@ -75,7 +75,7 @@ class _Wanted(NamedTuple):
 
 
 def events(
-    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="The id of the agent.")] = None,
+    agent: OptionalAgent = None,
     everything: Annotated[
         bool, typer.Option("--all", help="The events of all agents; with --follow, of the agents that changed last.")
     ] = False,

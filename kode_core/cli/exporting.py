@@ -7,13 +7,14 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from kode_core.cli.moving import PrefixOption, ReportOption, Told, UpdatedAfter, UpdatedBefore, agent_filters
+from kode_core.cli.moving import ReportOption, Told, UpdatedAfter, UpdatedBefore, agent_filters
 from kode_core.cli.opening import StoreOption, configured_store, open_store
 from kode_core.cli.options import (
     AgentsOption,
     CreatedAfter,
     CreatedBefore,
     MetadataOption,
+    PrefixOption,
     TemplatesOption,
     UsersOption,
 )

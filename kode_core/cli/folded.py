@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -11,7 +10,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from kode_core.cli.conversation import arguments, described
-from kode_core.cli.output import one_line, printed, visible
+from kode_core.cli.output import is_whole, one_line, printed, visible
 from kode_core.cli.times import moment
 from kode_core.model import (
     Json,
@@ -29,7 +28,6 @@ _ROLE_STYLES: Final = {"user": "bold cyan", "assistant": "bold green", "system":
 _LINES: Final = 6
 _WIDTH: Final = 600
 _VALUE: Final = 160
-_PIPED: Final = 160
 _LEAST: Final = 24
 """A result that is cut to fewer characters is put into a line of its own."""
 _SYSTEM: Final = 1
@@ -147,7 +145,10 @@ def _row(call: Call, *, full: bool) -> Text:
         row = Text.assemble("  ", (call.mark, call.style), f"  {visible(call.name)}({visible(given, lines=True)})")
         row.append(took, "dim")
         return row if result is None else row.append(f"\n      -> {visible(result, lines=True)}")
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _PIPED
+    if is_whole():
+        row = Text.assemble("  ", (call.mark, call.style), f"  {visible(call.name)}({one_line(given)})")
+        return row.append("" if result is None else f" -> {one_line(result)}").append(took, "dim")
+    width = shutil.get_terminal_size().columns
     room = width - cell_len(begin) - len(took) - 1
     shown = one_line(given, max(8, min(_VALUE, room if result is None else max(room // 2, room - len(result) - 4))))
     row = Text.assemble("  ", (call.mark, call.style), f"  {visible(call.name)}({shown})")
@@ -167,7 +168,7 @@ def _value(text: str, full: bool) -> str:
 
 def _cut(text: str, full: bool, lines: int) -> str:
     """The first lines of a text, and how much was left out."""
-    if full:
+    if is_whole(full):
         return visible(text, lines=True).rstrip("\n")
     short = "\n".join(text[:_WIDTH].splitlines()[:lines]).rstrip()
     left = len(text.rstrip()) - len(short)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Final
@@ -27,6 +28,7 @@ from kode_core.formats.openai_chat import (
     import_conversation,
     read_conversations,
 )
+from kode_core.formats.recognising import recognise
 
 __all__ = ["EXAMPLES", "import_file"]
 
@@ -63,7 +65,7 @@ class _Counts:
         known = (
             f"; {count(self.known, 'agent')} {'was' if self.known == 1 else 'were'} there already" if self.known else ""
         )
-        return f"imported {', '.join(held)}{known}"
+        return f"{', '.join(held)}{known}"
 
 
 def import_file(
@@ -96,7 +98,9 @@ def import_file(
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Import the rest of agents with records that cannot be read.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the SDK's store and report; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the source and report; no store is opened or written.")
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -108,12 +112,13 @@ def import_file(
     """Store the agents of an archive, the conversations of a file, or the agents of a store of the KODE SDK.
 
     An archive of kode export, or - for one on stdin, is recognised by its first line. Its agents keep all they have.
+    A source of another program that is known is not imported without --from: an error says which.
 
     Importing the same source again writes nothing. If a conversation or an agent cannot be read, or its agent exists
     already and differs, it is reported and left out. The others are imported, and the exit code is 1.
 
-    Messages and conversations that say when they were created keep their times. If the file has no times, records begin
-    at 2025-01-01, the same each time, and messages have the time of the import.
+    Messages and conversations that say when they were created keep their times. If the file has no times, all
+    times begin at 2025-01-01, the same each time, except for the time of the last change, which is the import's.
 
     --from kode-sdk reads the folder of a JSONStore, the file of a SqliteStore, or the database of a PostgresStore, and
     changes nothing in it. Stop the programs that write to it before.
@@ -122,14 +127,15 @@ def import_file(
     each thread, or, with kode-langgraph, all checkpoints, so that graphs go on.
 
     Importers of other formats come with other distributions: openai-agents with kode-openai-agents, and adk with
-    kode-adk, which read the databases of their sessions; claude with kode-claude-agent, which reads a folder of
-    transcripts.
+    kode-adk, which read the databases of their sessions; claude with kode-claude-agent, which reads a transcript
+    or a folder of them.
     """
-    form = form or (_ARCHIVE if archive.is_archive(source) else _CHAT)
+    form = form or (_ARCHIVE if archive.is_archive(source) else _chat(source))
     if form == _ARCHIVE:
         sdk_options = {"files": files is not None, "no_files": no_files, "recover_from_snapshots": recover}
-        _refuse(form, template=template is not None, prefix=prefix is not None, dry_run=dry_run, **sdk_options)
-        archive.import_agents(source, store, existing or ("replace" if replace else "refuse"), skip_damaged, report)
+        _refuse(form, template=template is not None, prefix=prefix is not None, **sdk_options)
+        existing = existing or ("replace" if replace else "refuse")
+        archive.import_agents(source, store, report, existing=existing, skip_damaged=skip_damaged, dry_run=dry_run)
         return
     _refuse(form, existing=existing is not None)
     if form == _SDK:
@@ -144,14 +150,23 @@ def import_file(
         how = {"dry_run": dry_run, "skip_damaged": skip_damaged, "replace": replace}
         sdk.import_others(importer, source, store, report, **how)
         return
-    given = {"no_files": no_files, "files": files is not None, "report": report is not None, "dry_run": dry_run}
+    given = {"no_files": no_files, "files": files is not None, "report": report is not None}
     _refuse(form, recover_from_snapshots=recover, skip_damaged=skip_damaged, **given)
     conversations = _opened(Path(source))  # checked before an empty store is created
-    counts = run(_import(store, conversations, ChatConverter(template or _CHAT, prefix), replace))
-    show(Text(str(counts)))
+    counts = run(_import(store, conversations, ChatConverter(template or _CHAT, prefix), replace, dry_run))
+    show(Text(f"{'would import' if dry_run else 'imported'} {counts}"))
     if counts.refused:
         show(Text(f"left out {count(counts.refused, 'conversation')}, see above", "red"))
         raise typer.Exit(1)
+
+
+def _chat(source: str) -> str:
+    """The format of chats, unless the source is seen to be another program's."""
+    found = run(recognise(source))
+    if found is not None:
+        place = "the source" if "://" in source else source  # a URL may have a password
+        raise InvalidArgumentError(f"{place} {found.described}: {found.advice}")
+    return _CHAT
 
 
 def _refuse(form: str, **given: bool) -> None:
@@ -171,15 +186,19 @@ def _opened(file: Path) -> Iterator[RawConversation]:
 
 
 async def _import(
-    target: str | None, conversations: Iterable[RawConversation], converter: ChatConverter, replace: bool
+    target: str | None,
+    conversations: Iterable[RawConversation],
+    converter: ChatConverter,
+    replace: bool,
+    dry_run: bool,
 ) -> _Counts:
     counts = _Counts()
-    async with open_store(target, create=True) as store:
+    async with nullcontext() if dry_run else open_store(target, create=True) as store:
         with _progress() as progress:
             for raw in _tracked(progress, conversations):
                 try:
                     conversation = converter.convert(raw)
-                    if await import_conversation(store, conversation, replace=replace):
+                    if store is None or await import_conversation(store, conversation, replace=replace):
                         counts.add(conversation)
                     else:
                         counts.known += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,16 +31,19 @@ def is_archive(source: str) -> bool:
     return begin == _BEGIN or begin.startswith(MAGIC)
 
 
-def import_agents(source: str, target: str | None, existing: str, skip_damaged: bool, report: Path | None) -> None:
-    """Import the agents, and print the outcome."""
+def import_agents(
+    source: str, target: str | None, report: Path | None, *, existing: str, skip_damaged: bool, dry_run: bool
+) -> None:
+    """Import the agents, and print the outcome; with *dry_run* no store is opened."""
     if source != "-":
         run(check_header(source))  # before an empty store is created
-    told = Told("imported", report)
-    told.end(run(_import(source, target, told, {"existing": existing, "skip_damaged": skip_damaged})))
+    told = Told("would import" if dry_run else "imported", report)
+    how = {"existing": existing, "skip_damaged": skip_damaged}
+    told.end(run(_import(source, target, told, how, dry_run=dry_run)))
 
 
-async def _import(source: str, target: str | None, told: Told, how: dict[str, Any]) -> CopyReport:
-    async with open_store(target, create=True) as store:
+async def _import(source: str, target: str | None, told: Told, how: dict[str, Any], *, dry_run: bool) -> CopyReport:
+    async with nullcontext() if dry_run else open_store(target, create=True) as store:
         with told.progress() as progress:
             where: Any = sys.stdin.buffer if source == "-" else source
             return await import_archive(store, where, on_agent=told.agent, progress=progress, **how)

@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
+from kode_core.cli.options import agent_argument
 from kode_core.cli.output import count, print_json, print_note, show, visible
 from kode_core.cli.queries import run
 from kode_core.cli.tables import table
@@ -28,7 +29,7 @@ _LONGEST_WAIT_S: Final = 86_400
 
 
 def locks(
-    agents: Annotated[list[str], typer.Argument(metavar="AGENT", help="The ids of agents.")],
+    agents: Annotated[list[str], agent_argument("The ids of agents.")],
     wait: Annotated[
         int,
         typer.Option("--wait", min=0, max=_LONGEST_WAIT_S, metavar="SECONDS", help="Wait so long for each lock."),

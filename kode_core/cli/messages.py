@@ -19,6 +19,7 @@ from kode_core.cli.options import (
     CursorOption,
     LimitOption,
     OffsetOption,
+    OptionalAgent,
     OrderOption,
     filter_option,
     given,
@@ -28,9 +29,9 @@ from kode_core.cli.output import print_json, show
 from kode_core.cli.queries import fetch, report, report_count, run
 from kode_core.cli.tables import table
 from kode_core.cli.times import LocalOption, SinceOption, UntilOption, between, moment, zone
-from kode_core.errors import AgentNotFoundError
 from kode_core.model import Message, StoredMessage
-from kode_core.protocols import QueryableStore, Store
+from kode_core.nearby import agent_not_found
+from kode_core.protocols import QueryableStore
 from kode_core.query import DEFAULT_LIMIT, Page
 
 __all__ = ["EXAMPLES", "messages"]
@@ -44,7 +45,7 @@ EXAMPLES: Final = (
 
 
 def messages(
-    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="The id of an agent.")] = None,
+    agent: OptionalAgent = None,
     role: Annotated[
         list[str] | None, filter_option(metavar="ROLE", help="user, assistant or system. May be repeated.")
     ] = None,
@@ -142,10 +143,10 @@ async def _add_times(store: QueryableStore, agent_id: str, found: list[Message])
             found[place] = message
 
 
-async def require_agent(store: Store, agent_id: str) -> None:
-    """Raise AgentNotFoundError unless the agent has info."""
+async def require_agent(store: QueryableStore, agent_id: str) -> None:
+    """Raise AgentNotFoundError, with a near id, unless the agent has info."""
     if not await store.exists(agent_id):
-        raise AgentNotFoundError(agent_id)
+        raise await agent_not_found(store, agent_id)
 
 
 async def _count(target: str | None, filters: dict[str, Any]) -> int:
@@ -156,6 +157,8 @@ async def _count(target: str | None, filters: dict[str, Any]) -> int:
 async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) -> Page[StoredMessage]:
     async with open_store(target) as store:
         page = await fetch(store.query_messages, store.iter_messages, filters, everything)
+        if not page and "agent_id" in filters:
+            await require_agent(store, filters["agent_id"])
         limit = filters.get("limit", DEFAULT_LIMIT)
         asked = {name: value for name, value in filters.items() if name != "offset"}
         while page.next_cursor is not None and len(page) < limit:  # one call reads a bounded number (QRY-12)

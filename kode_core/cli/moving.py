@@ -14,7 +14,6 @@ import typer
 from rich.text import Text
 
 from kode_core.cli.options import (
-    filter_option,
     given,
     metadata_filter,
     time_option,
@@ -23,8 +22,9 @@ from kode_core.cli.output import console, count, new_report, print_note, show, v
 from kode_core.engine import Progress
 from kode_core.jsonable import to_json
 from kode_core.moving import CopyReport, MovedAgent
+from kode_core.moving.outcomes import DONE
 
-__all__ = ["ExistingOption", "PrefixOption", "ReportOption", "Told", "UpdatedAfter", "UpdatedBefore", "agent_filters"]
+__all__ = ["ExistingOption", "ReportOption", "Told", "UpdatedAfter", "UpdatedBefore", "agent_filters"]
 
 ExistingOption = Annotated[
     str | None,
@@ -34,7 +34,6 @@ ExistingOption = Annotated[
         help="Agents that the target has with other records: refuse, which is the default, skip, or replace them.",
     ),
 ]
-PrefixOption = Annotated[str | None, filter_option("--prefix", metavar="TEXT", help="Only agents whose id begins so.")]
 UpdatedAfter = Annotated[int | None, time_option("--updated-after", "Changed then or later.")]
 UpdatedBefore = Annotated[int | None, time_option("--updated-before", "Last changed earlier than that.")]
 ReportOption = Annotated[
@@ -118,7 +117,7 @@ class Told:
         if self._file is not None:
             self._file.write(to_json(one) + b"\n")
         self._outcomes[one.outcome] += 1
-        if one.outcome in ("copied", "replaced"):
+        if one.outcome in DONE:
             self._counts.update(one.counts)
             self._size += one.size
         style = _STYLES.get(one.outcome)
@@ -150,7 +149,7 @@ class Told:
             raise typer.Exit(1)
 
     def _sentence(self) -> str:
-        done = self._outcomes["copied"] + self._outcomes["replaced"]
+        done = sum(self._outcomes[name] for name in DONE)
         parts = [count(self._counts[name], unit) for name, unit in _UNITS.items() if self._counts[name]]
         size = f" ({self._size / 1e6:,.1f} MB)" if self._size else ""
         text = f"{self._verb} {', '.join([count(done, 'agent'), *parts])}{size}"

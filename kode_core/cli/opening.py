@@ -16,18 +16,32 @@ from kode_core.errors import ConfigurationError
 from kode_core.factory import StoreOpening
 from kode_core.plugins import registry
 from kode_core.protocols import ExtendedStore
+from kode_core.sources.files import named_stores
 
 __all__ = [
     "JsonOption",
     "StoreOption",
     "address",
+    "complete_store",
     "configured_store",
     "default_store",
     "default_tenant",
     "open_store",
     "places",
     "refuse_missing",
+    "store_argument",
 ]
+
+
+def complete_store(incomplete: str) -> list[str]:
+    """The stores of the configuration file, and the beginnings of URLs, that begin so."""
+    try:
+        names = sorted(named_stores(os.environ))
+        urls = [f"{name}:" if name == "memory" else f"{name}://" for name in registry.names()]
+    except Exception:  # noqa: BLE001 - a shell has no use for errors between two keys
+        return []
+    return [name for name in (*names, *urls) if name.startswith(incomplete)]
+
 
 StoreOption = Annotated[
     str | None,
@@ -36,8 +50,16 @@ StoreOption = Annotated[
         "-s",
         metavar="URL|NAME",
         help="A URL such as sqlite:///agents.db, or the name of a store in kode.toml.",
+        autocompletion=complete_store,
     ),
 ]
+
+
+def store_argument(metavar: str, what: str) -> Any:
+    """An argument that names a store, which shells complete."""
+    return typer.Argument(metavar=metavar, help=what, autocompletion=complete_store)
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 default_store: Final[ContextVar[str | None]] = ContextVar("default_store", default=None)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kode_core.cli.completion import complete_agent
 from kode_core.cli.times import TIME_HELP, read_time
 from kode_core.errors import InvalidArgumentError
 from kode_core.jsonvalue import decode_json
@@ -24,9 +25,12 @@ __all__ = [
     "LimitOption",
     "MetadataOption",
     "OffsetOption",
+    "OptionalAgent",
     "OrderOption",
+    "PrefixOption",
     "TemplatesOption",
     "UsersOption",
+    "agent_argument",
     "filter_option",
     "given",
     "metadata_filter",
@@ -50,9 +54,16 @@ def paging_option(*names: str, metavar: str | None = None, **more: Any) -> Any:
     return typer.Option(*names, metavar=metavar, rich_help_panel="Order and pages", **more)
 
 
-AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="The id of the agent.")]
+def agent_argument(what: str = "The id of an agent.", metavar: str = "AGENT") -> Any:
+    """An argument that takes ids of agents, which shells complete."""
+    return typer.Argument(metavar=metavar, help=what, autocompletion=complete_agent)
+
+
+AgentArgument = Annotated[str, agent_argument()]
+OptionalAgent = Annotated[str | None, agent_argument()]
 AgentsOption = Annotated[
-    list[str] | None, filter_option("--agent", metavar="ID", help="Only this agent. May be repeated.")
+    list[str] | None,
+    filter_option("--agent", metavar="ID", help="Only this agent. May be repeated.", autocompletion=complete_agent),
 ]
 TemplatesOption = Annotated[
     list[str] | None, filter_option("--template", metavar="ID", help="Only agents of this template. May be repeated.")
@@ -86,6 +97,7 @@ CursorOption = Annotated[
 ]
 CountOption = Annotated[bool, paging_option("--count", help="Only the number of results.")]
 FullOption = Annotated[bool, paging_option("--full", help="A table without shortened ids and values.")]
+PrefixOption = Annotated[str | None, filter_option("--prefix", metavar="TEXT", help="Only agents whose id begins so.")]
 AllOption = Annotated[bool, paging_option("--all", help="All results.")]
 
 

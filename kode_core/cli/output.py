@@ -31,6 +31,7 @@ __all__ = [
     "fail",
     "give_up_output",
     "holdings",
+    "is_whole",
     "new_report",
     "one_line",
     "prepare_streams",
@@ -85,7 +86,7 @@ def console(stream: TextIO) -> Console:
 
 def show(*parts: RenderableType) -> None:
     """Print *parts* below each other: as wide as the terminal, or as wide as necessary into a pipe."""
-    if sys.stdout.isatty():
+    if not is_whole():
         console(sys.stdout).print(*parts, sep="\n")
         return
     for part in parts:
@@ -151,8 +152,15 @@ def visible(text: str, *, lines: bool = False) -> str:
     return _HIDDEN.sub(lambda m: m[0] if lines and m[0] in "\n\t" else repr(m[0])[1:-1], text)
 
 
+def is_whole(full: bool = False) -> bool:
+    """Whether texts are shown whole: with --full, and away from a terminal, where nothing is cut."""
+    return full or not sys.stdout.isatty()
+
+
 def one_line(text: str, length: int = 200) -> str:
-    """The beginning of *text* in one line: runs of white space are one space."""
+    """*text* in one line: runs of white space are one space. In a terminal it is cut to *length* characters."""
+    if is_whole():
+        return visible(" ".join(text.split()))
     flat = " ".join(text[: length * 4].split())
     return visible(flat if len(flat) <= length else f"{flat[: length - 1]}…")
 

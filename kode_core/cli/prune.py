@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
-from kode_core.cli.options import given, time_option
+from kode_core.cli.options import agent_argument, given, time_option
 from kode_core.cli.output import count, fail, print_json, print_note, show, visible, watched, wire
 from kode_core.cli.queries import run
 from kode_core.cli.retention import KINDS, apply_policies, ask, total
@@ -36,7 +36,7 @@ def _keep(name: str, what: str) -> Any:
 
 def prune(
     agents: Annotated[
-        list[str] | None, typer.Argument(metavar="AGENT...", help="Ids of agents; without any the policies count.")
+        list[str] | None, agent_argument("Ids of agents; without any the policies count.", "AGENT...")
     ] = None,
     events_before_offset: Annotated[
         int | None,

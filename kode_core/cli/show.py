@@ -7,11 +7,11 @@ from typing import Annotated, Any, Final
 import typer
 from rich.text import Text
 
-from kode_core.cli.completion import complete_agent
 from kode_core.cli.folded import calls_of, folded
 from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
-from kode_core.cli.output import count, print_json, print_note, show, visible, wire
+from kode_core.cli.options import AgentArgument
+from kode_core.cli.output import count, is_whole, print_json, print_note, show, visible, wire
 from kode_core.cli.queries import run
 from kode_core.cli.times import LocalOption, moment, zone
 from kode_core.errors import InvalidArgumentError
@@ -30,7 +30,7 @@ _MOST: Final = 10_000
 
 
 def show_agent(
-    agent: Annotated[str, typer.Argument(metavar="AGENT", help="The id of the agent.", autocompletion=complete_agent)],
+    agent: AgentArgument,
     last: Annotated[int, typer.Option("--last", "-n", metavar="N", help="The last N messages.")] = 50,
     before: Annotated[
         int | None, typer.Option("--before", metavar="POSITION", help="Only messages before that one: the page before.")
@@ -42,8 +42,8 @@ def show_agent(
 ) -> None:
     """Show the end of AGENT's conversation, with each call of a tool and its result in one row.
 
-    Errors, denied calls and calls that wait for an approval are marked. Long texts and values are cut, which --full
-    does not. A note says how to get the page before.
+    Errors, denied calls and calls that wait for an approval are marked. A terminal gets the
+    beginnings of long texts and values unless --full is given. A note says how to get the page before.
     """
     if not 1 <= last <= _MOST:
         raise InvalidArgumentError(f"--last must be from 1 to {_MOST:,}, got {last}")
@@ -61,7 +61,7 @@ def show_agent(
     note = count(len(page), "message")
     if first:
         note += f"; {first:,} before: --before {first}, or a larger --last"
-    print_note(note if full else f"{note}; --full shows long ones in full")
+    print_note(note if is_whole(full) else f"{note}; --full shows long ones in full")
 
 
 def _camel(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:

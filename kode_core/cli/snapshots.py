@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Final
 
-import typer
 from rich.console import RenderableType
 
 from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
+from kode_core.cli.options import AgentArgument
 from kode_core.cli.output import count, one_line, print_json, print_note, printed, show, utc, visible
 from kode_core.cli.queries import run
 from kode_core.cli.tables import table
@@ -21,7 +21,7 @@ EXAMPLES: Final = ("kode snapshots tau-000-0", "kode snapshots tau-000-0 --json 
 
 
 def snapshots(
-    agent: Annotated[str, typer.Argument(metavar="AGENT", help="The id of an agent.")],
+    agent: AgentArgument,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:

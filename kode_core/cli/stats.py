@@ -11,6 +11,7 @@ from rich.text import Text
 
 from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
+from kode_core.cli.options import OptionalAgent
 from kode_core.cli.output import count, holdings, print_json, show, state_text, visible, wire
 from kode_core.cli.overview import Overview, drawn, overview, plain
 from kode_core.cli.queries import run
@@ -32,7 +33,7 @@ _MOST_DAYS: Final = 366
 
 
 def stats(
-    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="The id of an agent.")] = None,
+    agent: OptionalAgent = None,
     days: Annotated[
         int | None, typer.Option("--days", metavar="N", help="Without AGENT: the days of the curves; 30 by default.")
     ] = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -11,7 +10,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from kode_core.cli.output import visible
+from kode_core.cli.output import is_whole, visible
 
 __all__ = ["table"]
 
@@ -38,7 +37,7 @@ def table(
     ids are folded into several lines. The last column takes the rest of the width: cut short, or with *wrap* in several
     lines. If nothing of that helps, each cell has a line of its own. Into a pipe everything is printed in full.
     """
-    if not sys.stdout.isatty():
+    if is_whole():
         return _lines(columns, rows, right)
     names, cells = list(columns), [[_text(cell) for cell in row] for row in rows]
     whole = [list(row) for row in cells]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
-import typer
 from rich.console import RenderableType
 
 from kode_core.cli.conversation import arguments
 from kode_core.cli.groups import SortOption, UtcOffsetOption, by_option, report_groups
+from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
     AllOption,
@@ -20,6 +20,7 @@ from kode_core.cli.options import (
     FullOption,
     LimitOption,
     OffsetOption,
+    OptionalAgent,
     OrderOption,
     filter_option,
     given,
@@ -52,7 +53,7 @@ EXAMPLES: Final = (
 
 
 def tool_calls(
-    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="The id of an agent.")] = None,
+    agent: OptionalAgent = None,
     tool: Annotated[
         list[str] | None, filter_option(metavar="NAME", help="Only calls of this tool. May be repeated.")
     ] = None,
@@ -130,7 +131,10 @@ async def _count(target: str | None, filters: dict[str, Any]) -> int:
 
 async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) -> Page[StoredToolCall]:
     async with open_store(target) as store:
-        return await fetch(store.query_tool_calls, store.iter_tool_calls, filters, everything)
+        page = await fetch(store.query_tool_calls, store.iter_tool_calls, filters, everything)
+        if not page and "agent_id" in filters:
+            await require_agent(store, filters["agent_id"])
+        return page
 
 
 def _table(page: Page[StoredToolCall], *, full: bool) -> RenderableType:

@@ -17,10 +17,12 @@ from kode_core.errors import InvalidArgumentError
 from kode_core.jsonvalue import decode_json
 from kode_core.model import Json
 
-__all__ = ["Document", "read_documents"]
+__all__ = ["SQLITE", "Document", "first_lines", "read_documents"]
 
 _GZIP: Final = b"\x1f\x8b"
-_SQLITE: Final = b"SQLite format 3\0"
+SQLITE: Final = b"SQLite format 3\0"
+"""The beginning of a file of SQLite."""
+_HEAD: Final = 1 << 20
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
@@ -38,7 +40,7 @@ class Document(NamedTuple):
 
     def value(self) -> Json:
         """The parsed document; raises InvalidArgumentError if it is not JSON."""
-        if self.text.startswith(_SQLITE):
+        if self.text.startswith(SQLITE):
             raise InvalidArgumentError(
                 "this is an SQLite database, not JSON: --from says what wrote it, as in kode import --from langgraph"
             )
@@ -67,6 +69,15 @@ def read_documents(path: Path, is_part: Callable[[Json], bool]) -> Iterator[Docu
         texts, total = iter(found), len(found)
     for number, text in enumerate(texts, 1):
         yield Document(number, bytes(text), total)
+
+
+def first_lines(path: Path, number: int) -> list[bytes]:
+    """The first whole lines of a file, unpacked, up to a megabyte of them; none if it cannot be read."""
+    try:
+        with path.open("rb") as packed, _unpacked(packed) as file:
+            return file.read(_HEAD).removeprefix(_BYTE_ORDER_MARK).splitlines()[:number]
+    except (OSError, EOFError, zlib.error):
+        return []
 
 
 def _lines(path: Path) -> Iterator[bytes]:

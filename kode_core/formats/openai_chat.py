@@ -18,8 +18,9 @@ or an object that has the list under ``messages`` or ``traj``. Each becomes one 
   and without lists and objects of more than 500 characters. ``source`` is the name of the file.
 - The format has no times of its own. A message takes its time from its ``created_at``, ``created`` or ``timestamp``, if
   that is understood; the first message otherwise from the object's ``created`` or ``created_at``. A message without a
-  time is a second later than the one before it. Stored messages and ``updated_at`` have these times, too. If the file
-  has no times, records begin at 2025-01-01T00:00:00Z, and messages are stored with the time of the import.
+  time is a second later than the one before it. Messages, tool calls, events and ``updated_at`` have these times. If
+  the file has no times, they begin at 2025-01-01T00:00:00Z, but for ``updated_at``, which is the time of the import: so
+  no clean-up takes an agent that is new in the store.
 
 So the same file gives the same records each time, and importing it again writes nothing.
 """
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -51,6 +52,7 @@ from kode_core.model import (
     ToolCallRecord,
     ToolResultBlock,
     ToolUseBlock,
+    now_ms,
 )
 from kode_core.pace import Pace
 from kode_core.protocols import Store
@@ -92,8 +94,8 @@ class ImportedConversation(NamedTuple):
     """All records of a conversation.
 
     Attributes:
-        times: when each message was written, in milliseconds since the epoch; empty if the source does not tell: the
-            messages then have the time of the import.
+        times: when each message was written, in milliseconds since the epoch.
+        has_times: whether the source tells these times; otherwise they begin at :data:`BASE_MS`.
     """
 
     place: str
@@ -102,7 +104,8 @@ class ImportedConversation(NamedTuple):
     tool_calls: Sequence[ToolCallRecord]
     events: Sequence[Timeline]
     snapshot: Snapshot
-    times: Sequence[int] = ()
+    times: Sequence[int]
+    has_times: bool
 
     @property
     def agent_id(self) -> str:
@@ -151,7 +154,7 @@ async def import_conversation(store: Store, conversation: ImportedConversation, 
                 f"agent {conversation.agent_id!r:.80} is there already and differs; overwrite it with replace, "
                 "or give another prefix"
             )
-        with dated(conversation.times) if conversation.times else nullcontext():
+        with dated(conversation.times, None if conversation.has_times else now_ms()):
             await store.save_turn(
                 conversation.agent_id,
                 messages=conversation.messages,
@@ -354,7 +357,7 @@ def _imported(source: str, info: AgentInfo, chat: Sequence[ChatMessage], given: 
         id=f"sfp-{last}", messages=messages, last_sfp_index=last, last_bookmark=bookmark, created_at=times[-1]
     )
     info = info.replace(message_count=len(messages), last_sfp_index=last, last_bookmark=bookmark)
-    return ImportedConversation(source, info, messages, records, events, snapshot, given)
+    return ImportedConversation(source, info, messages, records, events, snapshot, times, bool(given))
 
 
 def _message(message: ChatMessage, answers: ChatCall | None) -> Message:

@@ -11,7 +11,7 @@ from kode_core.errors import ArchiveError
 from kode_core.moving.files import MAX_LINE, opened_to_read
 from kode_core.moving.lines import fingerprint
 from kode_core.moving.outcomes import CopyReport, Existing, MovedAgent, OnAgent, Sum, checked_existing
-from kode_core.moving.placing import place
+from kode_core.moving.placing import moved, place
 from kode_core.moving.reading import Archive, Unpacked
 from kode_core.moving.selecting import checked_at_once, in_order
 from kode_core.protocols import ExtendedStore
@@ -26,7 +26,7 @@ async def check_header(source: str | Path) -> None:
 
 
 async def import_archive(
-    store: ExtendedStore,
+    store: ExtendedStore | None,
     source: str | Path | IO[bytes],
     *,
     existing: Existing = "refuse",
@@ -41,7 +41,7 @@ async def import_archive(
     started again.
 
     Args:
-        store: the store to write.
+        store: the store to write; None only reads and reports.
         source: the file, or a binary file that is open; compressed or not.
         existing: ``refuse`` reports an agent of whose id other records are stored, ``skip`` leaves it as it is, and
             ``replace`` deletes it first.
@@ -64,6 +64,8 @@ async def import_archive(
         async def put(one: Unpacked | MovedAgent) -> MovedAgent:
             if isinstance(one, MovedAgent):
                 return one
+            if store is None:
+                return moved(one.records, one.taken, "importable")
             # another version may have written the same records in another way
             taken = one.taken if archive.is_own else await fingerprint(one.records)
             return await place(store, one.records, taken, how)

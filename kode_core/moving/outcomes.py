@@ -11,11 +11,15 @@ from msgspec import field
 from kode_core.errors import InvalidArgumentError
 from kode_core.model.base import Shown
 
-__all__ = ["CopyReport", "Existing", "MovedAgent", "OnAgent", "Outcome", "Sum", "checked_existing"]
+__all__ = ["DONE", "CopyReport", "Existing", "MovedAgent", "OnAgent", "Outcome", "Sum", "checked_existing"]
 
-Outcome: TypeAlias = Literal["copied", "replaced", "known", "skipped", "deleted", "gone", "refused", "damaged"]
+Outcome: TypeAlias = Literal[
+    "copied", "replaced", "importable", "known", "skipped", "deleted", "gone", "refused", "damaged"
+]  # fmt: skip
 Existing: TypeAlias = Literal["refuse", "skip", "replace"]
 
+DONE: Final = ("copied", "replaced", "importable")
+"""The outcomes of agents whose records are counted."""
 _TROUBLES: Final = ("refused", "damaged")
 _MOST: Final = 1_000
 
@@ -24,10 +28,10 @@ class MovedAgent(Shown, frozen=True, kw_only=True, omit_defaults=True):
     """The outcome of one agent of a copy, an export or an import.
 
     Attributes:
-        outcome: ``copied``; ``replaced`` if other records were in the target; ``known`` if the target had it already,
-            with equal records; ``skipped`` if the target has other records, which were to stay; ``deleted`` in the
-            target, as it was in the source; ``gone`` from the source meanwhile; ``refused``, or ``damaged`` in the
-            source, which ``reason`` explains.
+        outcome: ``copied``; ``replaced`` if other records were in the target; ``importable`` without a target;
+            ``known`` if the target had it already, with equal records; ``skipped`` if the target has other records,
+            which were to stay; ``deleted`` in the target, as it was in the source; ``gone`` from the source
+            meanwhile; ``refused``, or ``damaged`` in the source, which ``reason`` explains.
         counts: the number of its records of each kind.
         digest: SHA-256 of its lines in an archive; equal digests mean equal records.
         size: the bytes of these lines.
@@ -51,7 +55,7 @@ class CopyReport(Shown, frozen=True, kw_only=True):
 
     Attributes:
         outcomes: how often each outcome of ``MovedAgent`` came.
-        counts: the number of records of each kind that were written.
+        counts: the number of records of each kind that were written, or would be.
         size: the bytes of the written records, as lines of an archive.
         troubles: the agents that were refused or are damaged, up to 1,000 of them; ``outcomes`` counts all.
         left_out: names of damaged records of the source whose agents could not be found out.
@@ -105,7 +109,7 @@ class Sum:
         if one.is_trouble:
             self.troubles[one.agent_id] = one
         self.outcomes[one.outcome] += 1
-        if one.outcome in ("copied", "replaced"):
+        if one.outcome in DONE:
             self.counts.update(one.counts)
             self.size += one.size
         if self._on_agent is not None:

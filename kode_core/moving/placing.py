@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from kode_core.errors import (
@@ -18,7 +19,7 @@ from kode_core.moving.lines import Fingerprint, fingerprint
 from kode_core.moving.outcomes import Existing, MovedAgent, Outcome
 from kode_core.protocols import ExtendedStore
 
-__all__ = ["load", "place"]
+__all__ = ["load", "moved", "place"]
 
 _OF_THE_AGENT: Final = (InvalidArgumentError, UnsupportedError, StoreBusyError, StoreTimeoutError, ConflictError)
 """Errors that end the import of one agent and of no other: one that is large may take longer than a call may."""
@@ -36,52 +37,54 @@ async def load(store: ExtendedStore, agent_id: str) -> AgentRecords | MovedAgent
     return MovedAgent(agent_id=agent_id, outcome="gone") if records is None else records
 
 
+def moved(records: AgentRecords, taken: Fingerprint, outcome: Outcome, reason: str = "") -> MovedAgent:
+    """The outcome of an agent that was read whole; *taken* is its fingerprint."""
+    return MovedAgent(
+        agent_id=records.agent_id,
+        outcome=outcome,
+        reason=reason,
+        counts=taken.counts,
+        digest=taken.digest,
+        size=taken.size,
+    )
+
+
 async def place(store: ExtendedStore, records: AgentRecords, taken: Fingerprint, existing: Existing) -> MovedAgent:
     """Write an agent, unless the store has it already; *taken* is its fingerprint."""
-
-    def moved(outcome: Outcome, reason: str = "") -> MovedAgent:
-        return MovedAgent(
-            agent_id=records.agent_id,
-            outcome=outcome,
-            reason=reason,
-            counts=taken.counts,
-            digest=taken.digest,
-            size=taken.size,
-        )
-
+    end = partial(moved, records, taken)
     agent_id, is_unsure = records.agent_id, False
     try:
         if await store.load_version(agent_id) == ABSENT:  # a hint: an import is tried only where it may succeed
             await store.import_agent(agent_id, records)
-            return moved("copied")
+            return end("copied")
     except ConflictError:
         pass
     except OutcomeUnknownError:
         is_unsure = True
     except _OF_THE_AGENT as exc:
-        return moved("refused", str(exc))
+        return end("refused", str(exc))
     there: AgentRecords | None = None
     try:
         there = await store.load_agent(agent_id)
         if there is None:
             await store.import_agent(agent_id, records)
-            return moved("copied")
+            return end("copied")
         if (await fingerprint(there)).digest == taken.digest:
-            return moved("copied" if is_unsure else "known")
+            return end("copied" if is_unsure else "known")
         if existing == "skip":
-            return moved("skipped", _OTHERS)
+            return end("skipped", _OTHERS)
         if existing == "refuse":
-            return moved("refused", f"{_OTHERS}, which existing='refuse' leaves as they are")
+            return end("refused", f"{_OTHERS}, which existing='refuse' leaves as they are")
     except CorruptRecordError as exc:
         if existing != "replace":
-            return moved("refused", f"the target has an agent of that id that cannot be read: {exc}")
+            return end("refused", f"the target has an agent of that id that cannot be read: {exc}")
     except _OF_THE_AGENT as exc:
-        return moved("refused", str(exc))
+        return end("refused", str(exc))
     try:
         await _replace(store, records, there)
     except _OF_THE_AGENT as exc:
-        return moved("refused", str(exc))
-    return moved("replaced")
+        return end("refused", str(exc))
+    return end("replaced")
 
 
 async def _replace(store: ExtendedStore, records: AgentRecords, there: AgentRecords | None) -> None:

@@ -21,17 +21,20 @@ _dates: ContextVar[_Dates | None] = ContextVar("dates", default=None)
 
 
 @contextmanager
-def dated(messages: Sequence[int]) -> Iterator[None]:
-    """Date the writes inside: each message by its own time, everything else by the time of the last message.
+def dated(messages: Sequence[int], now: int | None = None) -> Iterator[None]:
+    """Date the writes inside: each message by its own time, everything else by *now*, or the time of the last message.
 
     Args:
         messages: the time of each message of the list that is saved, in milliseconds since the epoch. A message that is
             older than one before it gets the time of that one (MSG-4).
+        now: the time of everything else, in the same unit.
     """
     times: list[int] = []
     for time in messages:
         times.append(max(time, times[-1]) if times else time)
-    token = _dates.set(_Dates(times, times[-1] if times else now_ms()))
+    if now is None:
+        now = times[-1] if times else now_ms()
+    token = _dates.set(_Dates(times, now))
     try:
         yield
     finally:

@@ -102,6 +102,7 @@ class CallMetrics:
                 db_size_bytes=totals.size_bytes,
                 texts_waiting=totals.texts_waiting,
                 texts_of_deleted=totals.texts_of_deleted,
+                texts_hidden=totals.texts_hidden,
             ),
             collected_at=now,
             connections=connections,

@@ -7,12 +7,15 @@ import sys
 import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Final
 
 from kode_conformance.harness import GROUP, StoreHarness, find_harness
 from kode_conformance.running.runner import capabilities_of
 from kode_core.errors import ConfigurationError
 
 __all__ = ["harness_named"]
+
+_PACKAGE: Final = Path(__file__).parents[1]
 
 
 def harness_named(wanted: str | None) -> StoreHarness:
@@ -38,8 +41,13 @@ def harness_named(wanted: str | None) -> StoreHarness:
 
 def _problem_of(exc: Exception) -> str:
     """An error of this package is a sentence; one that comes from the harness's code is told with its place."""
+    if isinstance(exc, SyntaxError) and exc.filename is not None and Path(exc.filename).is_file():
+        return f"{type(exc).__name__}: {exc.msg} ({_shown(exc.filename)}:{exc.lineno})"
     frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if "importlib" not in frame.filename]
-    if isinstance(exc, ModuleNotFoundError) or Path(frames[-1].filename).parent == Path(__file__).parent:
-        return f"SyntaxError: {exc}" if isinstance(exc, SyntaxError) else str(exc)
-    place = frames[-1].filename.removeprefix(f"{Path.cwd()}{os.sep}")
-    return f"{type(exc).__name__}: {exc} ({place}:{frames[-1].lineno})"
+    if isinstance(exc, ModuleNotFoundError) or Path(frames[-1].filename).is_relative_to(_PACKAGE):
+        return str(exc)
+    return f"{type(exc).__name__}: {exc} ({_shown(frames[-1].filename)}:{frames[-1].lineno})"
+
+
+def _shown(path: str) -> str:
+    return path.removeprefix(f"{Path.cwd()}{os.sep}")

@@ -31,6 +31,7 @@ from sqlalchemy import create_engine
 
 from kode_core import BackendImportError, ConfigurationError, StorageError, create_extended_store, now_ms
 from kode_core.formats.importing import Imported, import_foreign
+from kode_core.formats.recognising import recognise
 
 APP = "app"
 USERS = ("u1", "ü 2")
@@ -112,6 +113,8 @@ async def source(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 async def test_sessions_go_on(source: Source) -> None:
     """Each is as ADK's service gives it, with its calls and times; a second import writes nothing."""
+    if isinstance(source.service, SqliteSessionService):
+        assert await recognise(source.url) == ("holds sessions of Google ADK", "give --from adk")
     async with create_extended_store("memory:") as store:
         first = await imported(source.url, store)
         assert {one.outcome for one in first} == {"imported"}, first

@@ -15,7 +15,7 @@ from kode_agent.finding import unknown_agent
 from kode_core import ExtendedStore, ToolCallRecord
 from kode_core.cli.conversation import arguments
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
-from kode_core.cli.options import AllOption, CursorOption, LimitOption, given
+from kode_core.cli.options import AgentArgument, AllOption, CursorOption, LimitOption, OptionalAgent, given
 from kode_core.cli.output import one_line, print_json, show, utc, visible
 from kode_core.cli.queries import fetch, report, run
 from kode_core.cli.tables import table
@@ -31,7 +31,6 @@ EXAMPLES: Final = {
 }
 _SHOWN: Final = 5
 
-AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="The id of an agent.")]
 CallArgument = Annotated[
     str | None, typer.Argument(metavar="CALL", help="The id of the call; needed if several calls wait.")
 ]
@@ -42,7 +41,7 @@ NoteOption = Annotated[
 
 
 def approvals(
-    agent: Annotated[str | None, typer.Argument(metavar="AGENT", help="The id of an agent.")] = None,
+    agent: OptionalAgent = None,
     limit: LimitOption = None,
     cursor: CursorOption = None,
     everything: AllOption = False,

@@ -25,6 +25,7 @@ from kode_agent.providers.openai import OpenAIProvider
 from kode_agent.template import Template
 from kode_agent.terminal import Terminal
 from kode_core import ConfigurationError, KodeError, StoredEvent
+from kode_core.cli.completion import complete_agent
 from kode_core.cli.opening import StoreOption, default_store, open_store
 from kode_core.cli.output import one_line, print_note, visible
 from kode_core.cli.queries import run
@@ -52,7 +53,10 @@ _PATIENCE: Final = 5.0
 
 
 def chat(
-    agent: Annotated[str | None, typer.Option("--agent", help="Go on with this agent, or create it.")] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option("--agent", help="Go on with this agent, or create it.", autocompletion=complete_agent),
+    ] = None,
     provider: Annotated[str, typer.Option(help="scripted (no model, no network), openai or anthropic.")] = "scripted",
     model: Annotated[str | None, typer.Option(help="The model; openai and anthropic need it.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Another server with the provider's protocol.")] = None,

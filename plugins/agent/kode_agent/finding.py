@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, Final
 
 from kode_core import AgentNotFoundError, ExtendedStore, InvalidArgumentError
+from kode_core.nearby import agent_not_found
 
 __all__ = ["UnknownAgentError", "checked_store", "unknown_agent"]
 
 _HOW: Final = "open one with: async with create_extended_store(URL) as store"
 _NEEDED: Final = ("create_agent", "save_turn", "acquire_agent_lock", "follow_events", "load_tool_call_records")
-_COMPARED: Final = 1_000
 
 
 class UnknownAgentError(AgentNotFoundError):
     """No agent has the id."""
-
-    def __init__(self, agent_id: str, near: str | None = None) -> None:
-        self.near = near
-        super().__init__(agent_id)
 
     def _sentence(self, agent_id: str) -> str:
         hint = f"did you mean {self.near!r:.120}? " if self.near else ""
@@ -52,6 +47,4 @@ def checked_store(store: Any) -> ExtendedStore:
 
 async def unknown_agent(store: ExtendedStore, agent_id: str) -> UnknownAgentError:
     """The error for an id that no agent has, with a near one if there is one."""
-    known = await store.list(agent_id[: max(2, len(agent_id) // 2)])
-    near = difflib.get_close_matches(agent_id, list(known)[:_COMPARED], 1, 0.8)
-    return UnknownAgentError(agent_id, next(iter(near), None))
+    return UnknownAgentError(agent_id, (await agent_not_found(store, agent_id)).near)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from kode_claude_agent.records import records_of, time_of
 from kode_claude_agent.store import ENTRIES, TEMPLATE, Place, folded
 from kode_core import AgentInfo, AgentRecords, ConfigurationError, Document
 from kode_core.formats.importing import ForeignAgent, Found
+from kode_core.formats.recognising import is_transcript
 
 __all__ = ["open_transcripts"]
 
@@ -31,21 +32,28 @@ class _Transcript(NamedTuple):
 
 @asynccontextmanager
 async def open_transcripts(source: str) -> AsyncIterator[AsyncIterator[ForeignAgent]]:
-    """The transcripts in a folder, which is not changed: ``~/.claude``, its ``projects``, or one project.
+    """The transcripts in a folder, ``~/.claude``, its ``projects``, or one project; or one transcript. None is changed.
 
-    A session is the file ``PROJECT/SESSION.jsonl``; the files below ``PROJECT/SESSION`` are its subagents. They
-    get the keys that ``import_session_to_store`` gives them, and ``KodeSessionStore`` goes on with them.
+    A session is the file ``PROJECT/SESSION.jsonl``; the files below ``PROJECT/SESSION`` are its subagents, which come
+    with it. They get the keys that ``import_session_to_store`` gives them, and ``KodeSessionStore`` goes on with them.
 
     Raises:
-        ConfigurationError: there is no such folder, or no transcript in it.
+        ConfigurationError: there is no such folder or file, or it has no transcript.
     """
-    folder = Path(source).expanduser()
-    if not source or not await asyncio.to_thread(folder.is_dir):
-        raise ConfigurationError(f"there is no folder {source!r:.300}; name ~/.claude/projects, or one project in it")
-    projects = await asyncio.to_thread(_projects, folder)
+    place = Path(source).expanduser()
+    if source and await asyncio.to_thread(place.is_file):
+        if not await asyncio.to_thread(is_transcript, place):
+            raise ConfigurationError(f"{source} has no entries of a transcript among its first lines")
+        yield _agents([_of_file(place)])
+        return
+    if not source or not await asyncio.to_thread(place.is_dir):
+        raise ConfigurationError(
+            f"there is no folder or file {source!r:.300}; name ~/.claude/projects, one project in it, or a transcript"
+        )
+    projects = await asyncio.to_thread(_projects, place)
     if not any(True for project in projects for _ in _transcripts(project)):
         raise ConfigurationError(f"{source} has no transcripts, PROJECT/SESSION{_SUFFIX}")
-    yield _agents(projects)
+    yield _agents(map(_transcripts, projects))
 
 
 def _projects(folder: Path) -> list[Path]:
@@ -59,19 +67,42 @@ def _projects(folder: Path) -> list[Path]:
 
 
 def _transcripts(project: Path) -> Iterator[_Transcript]:
-    name = project.resolve().name
     for path in sorted(project.glob(f"*{_SUFFIX}")):
         if path.is_file():
-            yield _Transcript(path, {"project_key": name, "session_id": path.stem})
+            yield _session(path)
     for session in sorted(path for path in project.iterdir() if path.is_dir()):
-        for path in sorted(session.rglob(f"*{_SUFFIX}")):
-            subpath = path.relative_to(session).as_posix().removesuffix(_SUFFIX)
-            yield _Transcript(path, {"project_key": name, "session_id": session.name, "subpath": subpath})
+        yield from _subagents(session)
 
 
-async def _agents(projects: list[Path]) -> AsyncIterator[ForeignAgent]:
+def _session(path: Path) -> _Transcript:
+    return _Transcript(path, {"project_key": path.resolve().parent.name, "session_id": path.stem})
+
+
+def _subagents(session: Path) -> Iterator[_Transcript]:
+    for path in sorted(session.rglob(f"*{_SUFFIX}")):
+        yield _subagent(path, session)
+
+
+def _subagent(path: Path, session: Path) -> _Transcript:
+    name = session.resolve().parent.name
+    subpath = path.relative_to(session).as_posix().removesuffix(_SUFFIX)
+    return _Transcript(path, {"project_key": name, "session_id": session.name, "subpath": subpath})
+
+
+def _of_file(path: Path) -> Iterator[_Transcript]:
+    """A session with its subagents, or one subagent, which lies below the folder of a session."""
+    path = path.absolute()
+    for folder in path.parents:
+        if folder.name and folder.with_name(f"{folder.name}{_SUFFIX}").is_file():
+            yield _subagent(path, folder)
+            return
+    yield _session(path)
+    yield from _subagents(path.with_suffix(""))
+
+
+async def _agents(projects: Iterable[Iterable[_Transcript]]) -> AsyncIterator[ForeignAgent]:
     for project in projects:
-        for transcript in _transcripts(project):
+        for transcript in project:
             yield await _agent(transcript)
 
 

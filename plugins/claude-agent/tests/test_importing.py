@@ -122,9 +122,27 @@ async def test_damaged_lines_are_reported_and_passed_over(projects: Path) -> Non
         assert await KodeSessionStore(store=store).load(key) == conversation(SESSIONS[1])
 
 
+async def test_one_transcript_alone(projects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file brings its session with the subagents, or one subagent; the folder then finds them as they are."""
+    project = projects / "-home-u-p"
+    async with create_extended_store("memory:") as store, create_extended_store("memory:") as other:
+        whole = {one.agent_id for one in await imported(projects, other)}
+        monkeypatch.chdir(project)
+        (second,) = await imported(f"{SESSIONS[1]}.jsonl", store)
+        assert second.outcome == "imported" and second.counts["messages"] == 5
+        (deep,) = await imported(project / SESSIONS[0] / "subagents/workflows/run-1/agent-y.jsonl", store)
+        assert {second.agent_id, deep.agent_id} < whole
+        first = await imported(project / f"{SESSIONS[0]}.jsonl", store)
+        assert sorted(one.outcome for one in first) == ["imported", "imported", "known"]
+        assert {one.outcome for one in await imported(projects, store)} == {"known"}
+    (project / "chat.jsonl").write_text('{"role": "user", "content": "Hello"}\n')
+    with pytest.raises(ConfigurationError, match=r"chat\.jsonl has no entries of a transcript"):
+        await imported(project / "chat.jsonl", None)
+
+
 async def test_what_is_no_source(tmp_path: Path) -> None:
     """A folder that is none, or has no transcripts."""
-    none = "there is no folder"
+    none = "there is no folder or file"
     for source, said in ((str(tmp_path / "none"), none), ("", none), (str(tmp_path), "has no transcripts")):
         with pytest.raises(ConfigurationError, match=said):
             await imported(source, None)

@@ -19,6 +19,7 @@ from kode_postgres.testing.servers import Server
 
 from kode_core import ConfigurationError, create_extended_store, now_ms
 from kode_core.formats.importing import Imported, import_foreign
+from kode_core.formats.recognising import recognise
 from tests.adapter_tests import server
 
 __all__ = ["server"]
@@ -64,6 +65,13 @@ async def _by_sqlalchemy(url: str) -> None:
         session = SQLAlchemySession.from_url(f"s{i}", url=url, create_tables=True)
         await session.add_items(ITEMS)
         await session.engine.dispose()
+
+
+async def test_a_file_is_recognised(tmp_path: Path) -> None:
+    """``kode import`` without ``--from`` says what a file of the SDK's is."""
+    path = tmp_path / "sessions.db"
+    SQLiteSession("s", path).close()
+    assert await recognise(str(path)) == ("holds sessions of OpenAI Agents", "give --from openai-agents")
 
 
 async def test_sessions_of_the_sdk_go_on(source: str, tmp_path: Path) -> None:

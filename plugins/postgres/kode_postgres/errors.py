@@ -53,7 +53,16 @@ _BY_CODE: Final[dict[str, _Kind]] = {
     "40": (StoreBusyError, "other writers were in the way again and again"),
     "42501": (StoreReadOnlyError, "the user lacks a right; see GRANT, or 'kode schema postgres --print'"),
     "42P05": (ConfigurationError, NO_NAMES),
-    "42P01": (StoreUnavailableError, "tables of kode are missing; run what 'kode schema postgres --print' prints"),
+    "42P01": (
+        StoreUnavailableError,
+        "a table of kode is missing: if it was dropped, put back a backup; if none was made, open the store with create"
+        " on, or run what 'kode schema postgres --print' prints",
+    ),
+    "42P07": (
+        StoreUnavailableError,
+        "tables of these names exist, and no kode_meta tells their version: put back a backup, or choose another schema"
+        " or table_prefix",
+    ),
     "42": (StorageError, "the tables are not those of this version; see 'kode schema postgres --print'"),
     "53100": (StoreFullError, "the server's disk is full; make room and try again"),
     "53200": (StoreUnavailableError, "the server is out of memory"),

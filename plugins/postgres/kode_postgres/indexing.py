@@ -230,7 +230,13 @@ class Indexing:
             await self.rebuild()
         elif action == "drop":
             await self.drop()
-        waiting = total = await self._connections.read(self._searches.waiting)
+        try:
+            waiting = total = await self._connections.read(self._searches.waiting)
+        except StoreReadOnlyError as exc:
+            raise StoreReadOnlyError(
+                f"{exc}; there is an index of texts, whose state takes the right to SELECT from kode_texts and"
+                " kode_text_index"
+            ) from exc
         steps = 0
         while waiting and total and action != "status":
             done = await self.step()

@@ -52,6 +52,16 @@ async def version_of(con: Any, tables: Tables) -> int:
     return int(await con.fetchval(f"SELECT value FROM {tables.meta} WHERE key = 'schema_version'") or 0)
 
 
+async def _missing(con: Any, tables: Tables) -> list[str]:
+    """The tables that are not there; the statement contains a table for the reason of :func:`version_of`."""
+    rows = await con.fetch(
+        "SELECT name FROM unnest($1::text[]) name, (SELECT FROM pg_catalog.pg_class LIMIT 1) c"
+        " WHERE to_regclass(name) IS NULL",
+        list(schema.table_names(tables)),
+    )
+    return [row[0] for row in rows]
+
+
 async def _home(con: Any, tables: Tables) -> str:
     """The schema of the tables; if the options do not name one, the first of the search path."""
     if tables.schema is not None:
@@ -72,11 +82,18 @@ async def migrate(con: Any, tables: Tables, place: str, *, create: bool, seconds
     Raises:
         SchemaVersionError: the tables have a newer version; nothing is changed.
         StoreReadOnlyError: the user lacks the right to change the tables.
-        StoreUnavailableError: tables have to be created or changed, and *create* forbids it.
+        StoreUnavailableError: tables have to be created or changed, and *create* forbids it; or some were dropped.
     """
     async with asyncio.timeout(seconds), con.transaction(isolation="read_committed"):
         tables.home = await _home(con, tables)
         version = await version_of(con, tables)
+        missing = await _missing(con, tables) if version == len(schema.MIGRATIONS) else []
+    if missing:
+        names, verb = ", ".join(missing), "is" if len(missing) == 1 else "are"
+        raise StoreUnavailableError(
+            f"{place}: {names} {verb} missing, which {tables.meta} says were made: put back a backup; to begin anew,"
+            f" drop the other tables and {_remedy(tables, 0)}"
+        )
     if version == len(schema.MIGRATIONS):
         return
     _see_newer(version, place)

@@ -158,10 +158,19 @@ class TextSearches(DocTerms):
     async def totals(self, session: Session) -> Totals:
         names = table_names(self._tables, *(OF_TEXTS if await self.has_texts(session) else ()))
         totals = await self._totals(session, names)
-        return replace(totals, texts_waiting=await self.waiting(session)) if self.seen.has else totals
+        if not self.seen.has:
+            return totals
+        try:
+            return replace(totals, texts_waiting=await self.waiting(session))
+        except asyncpg.InsufficientPrivilegeError:
+            return replace(totals, texts_hidden=True)
 
     async def waiting(self, session: Session) -> int | None:
-        """How many messages are not indexed yet; None without the index."""
+        """How many messages are not indexed yet; None without the index.
+
+        Raises:
+            InsufficientPrivilegeError: there is one, and the store's user may not read it.
+        """
         if not (self.seen.has or await self.has_texts(session)):
             return None
         t = self._tables
@@ -173,7 +182,7 @@ class TextSearches(DocTerms):
                 f" greatest(message_count - 1 - i.position, 0)), 0)::bigint {heads} = i.agent_id) END"
                 f" FROM {t.text_index} i"
             )
-        except NO_INDEX:
+        except asyncpg.UndefinedTableError:
             return None
         return None if row is None else int(row[0] + (0 if row[1] else max(row[2], 1)))
 

@@ -70,6 +70,48 @@ async def test_the_printed_schema_is_the_one_that_is_made(database: str) -> None
         assert await store.list() == ["a"]
 
 
+@pytest.mark.parametrize("table", ["agents", "doc_terms", "leases"])
+async def test_a_table_that_was_dropped(database: str, table: str) -> None:
+    """An open store says what to do when a call needs it, and no store opens without it, or makes another one."""
+    async with PostgresStore(database, schema="bots") as store:
+        await store.save_turn("a", messages=samples.messages(2), info=samples.info("a"))
+        async with connected(database) as con:
+            await con.execute(f"DROP TABLE bots.kode_{table} CASCADE")
+        with pytest.raises(StoreUnavailableError, match="a table of kode is missing: if it was dropped, put back a"):
+            await store.save_turn("b", messages=samples.messages(1), info=samples.info("b"))
+            await store.acquire_agent_lock("a")
+            await store.query_documents("notes", tags={"run": "r1"})
+    for create in (True, False):
+        with pytest.raises(StoreUnavailableError) as info:
+            await PostgresStore(database, schema="bots", create=create).open()
+        said = f'"bots"."kode_{table}" is missing, which "bots"."kode_meta" says were made: put back a backup; '
+        assert said in str(info.value)
+        assert "drop the other tables and run what 'kode schema postgres --schema bots --print' prints" in str(
+            info.value
+        )
+
+
+async def test_all_tables_were_dropped(database: str) -> None:
+    """The store that was open says so; the next one makes them anew, unless it may not, and then says what to run."""
+    async with PostgresStore(database, schema="bots") as store:
+        await store.save_turn("a", messages=samples.messages(2), info=samples.info("a"))
+        async with connected(database) as con:
+            await con.execute("DROP SCHEMA bots CASCADE")
+        for call in (store.list(), store.save_info("a", samples.info("a")), store.check_consistency()):
+            with pytest.raises(StoreUnavailableError, match="run what 'kode schema postgres --print' prints"):
+                await call
+    with pytest.raises(StoreUnavailableError, match="run what 'kode schema postgres --schema bots --print' prints"):
+        await PostgresStore(database, schema="bots", create=False).open()
+    async with PostgresStore(database, schema="bots") as store:
+        assert await store.list() == []
+        async with connected(database) as con:
+            await con.execute("DROP TABLE bots.kode_meta")
+    with pytest.raises(
+        StoreUnavailableError, match="tables of these names exist, and no kode_meta tells their version"
+    ):
+        await PostgresStore(database, schema="bots").open()
+
+
 async def test_a_user_who_may_not_make_tables(server: Server, database: str) -> None:
     """A user without the right to make tables is told which right, and works with those that are there."""
     async with connected(database) as con:

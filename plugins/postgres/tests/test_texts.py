@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -63,6 +64,12 @@ async def connected(server: Server) -> Any:
         yield con
     finally:
         await con.close()
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run kode with these arguments."""
+    command = [sys.executable, "-m", "kode_core.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 async def waiting(store: Any) -> int | None:
@@ -190,7 +197,17 @@ async def test_a_user_who_may_not_use_the_index(server: Server, schema: str) -> 
                 assert await positions(other, "BY ANOTHER") == [1]
                 assert await positions(store, "BY ANOTHER") == [1]
                 assert (await other.check_consistency()).consistent
-                await other.get_metrics()
+                storage = (await other.get_metrics()).storage
+                assert (storage.texts_hidden, storage.texts_waiting) == (True, None)
+                split = urlsplit(server.dsn)
+                host = split._replace(netloc=f"{role}:some@{split.netloc.split('@')[-1]}").geturl()
+                at = ("--store", f"{host}?schema={schema}&create=false")
+                doctor = await asyncio.to_thread(run, "doctor", *at)
+                assert "an index that this user has no right to read" in doctor.stdout, doctor.stderr
+                status = await asyncio.to_thread(run, "text-index", "status", *at)
+                assert (status.returncode, status.stdout) == (2, "")
+                assert "permission denied for table kode_text" in status.stderr
+                assert "there is an index of texts, whose state takes the right to SELECT" in status.stderr
                 await other.save_messages("a", [Message.user("early, and changed")])
                 await other.append_messages("a", [Message.user("late")])
             assert await positions(store, "BY ANOTHER") == []

@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from kode_core import (
-    AgentNotFoundError,
     ExtendedStore,
     ImageBlock,
     InvalidArgumentError,
@@ -20,6 +19,7 @@ from kode_core import (
     Session,
     UnsupportedError,
 )
+from kode_core.nearby import agent_not_found
 from kode_inspector.conversation import PAGE, behind, load_part
 from kode_inspector.rendering import Inspector, inspector_of, render
 from kode_inspector.text import cut, link
@@ -35,7 +35,7 @@ async def agent_of(inspector: Inspector, agent_id: str) -> Session:
     """The agent of a page; raises AgentNotFoundError."""
     session = await inspector.store.load_session(agent_id) if agent_id else None
     if session is None:
-        raise AgentNotFoundError(agent_id)
+        raise await agent_not_found(inspector.store, agent_id)
     return session
 
 
@@ -115,7 +115,7 @@ async def _record(store: ExtendedStore, agent_id: str, kind: str, at: int | None
     else:
         raise InvalidArgumentError("name a record: kind=message or kind=call with a position, or kind=info")
     if record is None:
-        raise AgentNotFoundError(agent_id)
+        raise await agent_not_found(store, agent_id)
     return record
 
 

@@ -23,6 +23,7 @@ from kode_core import (
     ToolUseBlock,
     to_json,
 )
+from kode_core.nearby import agent_not_found
 from kode_inspector.pages.agents import agent_of
 from kode_inspector.rendering import inspector_of, render
 from kode_inspector.text import preview
@@ -165,7 +166,7 @@ def _name(given: Any, side: str) -> str:
 
 async def _side(store: ExtendedStore, agent_id: str, snapshot_id: str) -> list[Message]:
     if await store.load_info(agent_id) is None:
-        raise AgentNotFoundError(agent_id)
+        raise await agent_not_found(store, agent_id)
     if not snapshot_id:
         return await store.load_messages(agent_id, before=_COMPARED)
     snapshot: Snapshot | None = await store.load_snapshot(agent_id, snapshot_id)
