@@ -1,17 +1,19 @@
 """``make bench``: all measurements on all backends, or those that are named in ``ARGS``.
 
-The parts startup, turns, loads, workers, streams, follow, searches and forks measure sqlite and postgres next to bare
-drivers; heartbeat, how long a call holds the event loop, and memory, what a process holds of many agents
-(``agents=200`` for fewer than 2,000), measure json, too, and so do observers, what they cost a call, otel, what
-kode-otel costs a call, layers, what encryption and compression cost, parts, the last messages of long lists, documents,
-their puts, pages and counters, and moving, copies, exports and imports of whole agents; matrix is a table of all
-backends, emulators marked as such (``ARGS="matrix sqlite mongo"`` for some of them; the others have nothing else, and
-with matrix, memory is the backend of that name). contention measures all backends that several processes can use:
-stores and processes that all write one agent (``ARGS="contention mongo"`` for one of them). costs are counts of what
-calls ask of MongoDB and DynamoDB, which go alone, and are put into their guides (``ARGS="costs mongo"`` for one of
-them). peers, other projects that keep conversations, are measured only when they are named; and so is million, what
-searches touch in a store of a million messages, which takes minutes and goes alone. text, searches for texts with an
-index of them and without, goes alone, too (``ARGS="text messages=1000000 characters=500"`` for another store).
+The parts startup, turns, loads, workers, streams, follow, searches, forks and dashboards, documents by tags and rows
+in groups, measure sqlite and postgres next to bare drivers; heartbeat, how long a call holds the event loop, and
+memory, what a process holds of many agents (``agents=200`` for fewer than 2,000), measure json, too, and so do
+observers, what they cost a call, otel, what kode-otel costs a call, layers, what encryption and compression cost,
+parts, the last messages of long lists, documents, their puts, pages and counters, moving, copies, exports and imports
+of whole stores, and whole, agents that are loaded, imported and pruned whole, and merges into an info; matrix is a
+table of all backends, emulators marked as such (``ARGS="matrix sqlite mongo"`` for some of them; the others have
+nothing else, and with matrix, memory is the backend of that name). contention measures all backends that several
+processes can use: stores and processes that all write one agent (``ARGS="contention mongo"`` for one of them). costs
+are counts of what calls ask of MongoDB and DynamoDB, which go alone, and are put into their guides (``ARGS="costs
+mongo"`` for one of them). peers, other projects that keep conversations, are measured only when they are named; and so
+is million, what searches touch in a store of a million messages, which takes minutes and goes alone. text, searches
+for texts with an index of them and without, goes alone, too (``ARGS="text messages=1000000 characters=500"`` for
+another store).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from types import ModuleType
 from tests.benchmarks import (
     contention,
     costs,
+    dashboards,
     documents,
     follow,
     forks,
@@ -43,6 +46,7 @@ from tests.benchmarks import (
     streams,
     text,
     turns,
+    whole,
     workers,
 )
 from tests.benchmarks.backends import BACKENDS, NoServerError
@@ -65,8 +69,10 @@ PARTS = {
     "parts": parts,
     "documents": documents,
     "moving": moving,
+    "dashboards": dashboards,
+    "whole": whole,
 }
-WITHOUT_FLOOR = (heartbeat, layers, memory, observers, otel, parts, documents, moving)
+WITHOUT_FLOOR = (heartbeat, layers, memory, observers, otel, parts, documents, moving, whole)
 EXTRAS = {"peers": peers}
 TABLES = ("matrix", "contention")
 AGENTS_OPTION = "agents="

@@ -29,7 +29,6 @@ from kode_postgres.session import Session
 
 __all__ = ["Arguments", "Queries", "page_of_rows", "row_conditions"]
 
-_SESSION: Final = "SELECT a.agent_id, a.body::text, a.digest, a.created_at, a.updated_at, a.message_count"
 _RARE: Final[dict[str, tuple[Sequence[str], str]]] = {
     "role": (COMMON_ROLES, RARE_ROLE),
     "state": ((COMMON_STATE,), RARE_STATE),
@@ -83,6 +82,11 @@ def _is_sought(query: RowQuery, name: str, wanted: Wanted) -> bool:
 def _merged(pages: Sequence[str], end: str = "") -> str:
     """The rows of several pages in any order, or up to *end*. Each is planned for its own values."""
     return f"SELECT * FROM ({' UNION ALL '.join(f'({page})' for page in pages)}) a {end}"
+
+
+def _session(bodies: str) -> str:
+    """The columns of a session, with the body of that alias."""
+    return f"SELECT a.agent_id, {bodies}.body::text, {bodies}.digest, a.created_at, a.updated_at, a.message_count"
 
 
 def _sessions_looked_up_one_by_one(query: SessionQuery) -> str | None:
@@ -226,11 +230,15 @@ class Queries(Overview):
             where.append(f"({column}, a.agent_id) {'<' if query.descending else '>'} ({key})")
         order = f"ORDER BY {query.sort_by} {direction}, agent_id {direction}"
         limit, offset = args.mark(query.limit, "bigint"), args.mark(min(query.offset, _FURTHEST), "bigint")
+        joined = f" LEFT JOIN {self._tables.infos} i ON i.agent_id = a.agent_id"
+        # Bodies that are joined to the page cost no look-up for each agent before it: the server leaves out a join
+        # inside of which no column is used.
+        inside, bodies, outside = ("", "i", joined) if query.offset else (" i.body, i.digest,", "a", "")
 
         def page(*more: str) -> str:
             pages = [
-                "SELECT a.agent_id, i.body, i.digest, a.created_at, a.updated_at, a.message_count"
-                f" FROM {self._tables.agents} a LEFT JOIN {self._tables.infos} i ON i.agent_id = a.agent_id"
+                f"SELECT a.agent_id,{inside} a.created_at, a.updated_at, a.message_count"
+                f" FROM {self._tables.agents} a{joined}"
                 f" WHERE {' AND '.join([*where, *more, *single])} {order} LIMIT {limit}"
                 for single in ([[one] for one in singles] or [[]])
             ]
@@ -241,13 +249,13 @@ class Queries(Overview):
             )
 
         if query.sort_by != "created_at" or query.updated.end is None:
-            return f"{_SESSION} FROM ({page()} OFFSET {offset}) a {order}", args
+            return f"{_session(bodies)} FROM ({page()} OFFSET {offset}) a{outside} {order}", args
         # Agents whose last update was before a time were created before it. The search therefore starts there instead
         # of at the newest. An index covers the agents that were created later, by clocks that differ.
         end = args.mark(query.updated.end, "bigint")
         pages = (f"a.created_at < {end}",), (f"a.created_at >= {end}", EARLY)
         both = _merged([f"{page(*more)} + {offset}" for more in pages], f"{order} LIMIT {limit} OFFSET {offset}")
-        return f"{_SESSION} FROM ({both}) a {order}", args
+        return f"{_session(bodies)} FROM ({both}) a{outside} {order}", args
 
     async def find_sessions(self, session: Session, query: SessionQuery) -> Found[SessionRow]:
         """Sessions without info are left out, and others are returned in their place."""

@@ -188,6 +188,39 @@ async def test_sessions_from_a_cursor_on(con: Any) -> None:
         await con.execute("DEALLOCATE asked")
 
 
+OFFSET: Final = 2_000
+
+
+@pytest.mark.parametrize(
+    ("filters", "most_pages"),
+    [
+        ({}, OFFSET),
+        ({"order": "asc"}, OFFSET),
+        ({"sort_by": "updated_at"}, OFFSET),
+        ({"sort_by": "message_count"}, 2 * OFFSET),
+        ({"updated_before": END}, OFFSET),
+        ({"template_id": ["tpl-3", "tpl-4"]}, 2 * OFFSET),
+        ({"metadata": {"plan": "gold"}}, 3 * HEAD * (OFFSET + LIMIT)),  # a condition on infos, which are looked at
+    ],
+    ids=str,
+)
+async def test_sessions_from_an_offset_on(con: Any, filters: dict[str, Any], most_pages: int) -> None:
+    """Sessions before the page cost their own rows, and their infos where a condition needs them."""
+    query = session_query({**filters, "offset": OFFSET})  # type: ignore[typeddict-item]
+    found, pages = await cost(con, READS.sessions_statement, query, None)
+    assert found == LIMIT + 1
+    assert pages <= AROUND + HEAD * (LIMIT + 1) + most_pages, pages
+    await con.execute("DEALLOCATE asked")
+    rows, whole = [
+        await con.fetch(statement, *args)
+        for statement, args in (
+            READS.sessions_statement(query),
+            READS.sessions_statement(msgspec.structs.replace(query, offset=0, limit=OFFSET + LIMIT)),
+        )
+    ]
+    assert [tuple(row) for row in rows] == [tuple(row) for row in whole][OFFSET:]
+
+
 @pytest.mark.parametrize("filters", MESSAGE_ROWS, ids=str)
 async def test_messages(con: Any, filters: dict[str, Any]) -> None:
     """Messages cost the pages of those that are shown, from the start and from a cursor on."""

@@ -48,6 +48,8 @@ _NOTED: Final = 0
 _INDEXED: Final = 1
 _UNINDEXED: Final = 2
 """The text is too long, or cannot be read: each search reads the message."""
+_WAITING: Final[LiteralString] = "state <> 1 AND state = 0"
+"""SQLite uses the small index of noted messages only where a condition says its own; else it reads all texts."""
 
 _NOTE: Final = "INSERT INTO kode_texts (agent_id, position, state) VALUES (NEW.agent_id, NEW.position, 0)"
 _FORGET: Final = "DELETE FROM kode_texts WHERE agent_id = {0}.agent_id AND position = {0}.position"
@@ -167,7 +169,7 @@ def noted(db: DB) -> int | None:
     """How many messages are not indexed yet; None without the index."""
     if not has_index(db):
         return None
-    (number,) = db.execute("SELECT count(*) FROM kode_texts WHERE state = 0").fetchone()
+    (number,) = db.execute(f"SELECT count(*) FROM kode_texts WHERE {_WAITING}").fetchone()
     return int(number)
 
 
@@ -217,23 +219,18 @@ def index_some(db: DB) -> bool:
 
     It ends after 1,000 messages, or 131,072 characters, so that no writer waits long.
     """
-    if not has_index(db) or not db.execute("SELECT 1 FROM kode_texts WHERE state = 0 LIMIT 1").fetchone():
+    waiting = _newest_waiting(db, _ROWS) if has_index(db) else []
+    if not waiting:
         return False
-    waiting = db.execute("SELECT id FROM kode_texts WHERE state = 0 ORDER BY id DESC LIMIT ?", (_ROWS,)).fetchall()
-    size = 0
     db.execute("PRAGMA cache_spill = OFF")  # see _spilling in the engine: here is a savepoint
     db.execute("SAVEPOINT kode_texts")
     try:
-        for (id_,) in waiting:
-            body, digest = db.execute(_BODY, (id_,)).fetchone()
-            text = indexed_text(Body(body, digest)) if is_sound((body, digest), (TEXT, RAW)) else None
+        # In the order of their ids: FTS5 begins a segment of its own at each id that is lower than the one before.
+        for id_, text in sorted(_texts_of(db, waiting)):
             state = _UNINDEXED if text is None else _INDEXED
             db.execute("UPDATE kode_texts SET state = ?, text = ? WHERE id = ?", (state, text, id_))
             if text is not None:
                 db.execute("INSERT INTO kode_text (rowid, text) VALUES (?, ?)", (id_, text))
-            size += len(text or "")
-            if size > _CHARACTERS:
-                break
         db.execute("SAVEPOINT kode_texts_written")  # FTS5 writes its changes now
     except sqlite3.DatabaseError as exc:  # a damaged index must fail no write of others
         _see_damage(exc)
@@ -241,7 +238,26 @@ def index_some(db: DB) -> bool:
         return False
     finally:
         db.execute("RELEASE kode_texts")
-    return db.execute("SELECT 1 FROM kode_texts WHERE state = 0 LIMIT 1").fetchone() is not None
+    return bool(_newest_waiting(db, 1))
+
+
+def _newest_waiting(db: DB, limit: int) -> list[int]:
+    """The ids of some noted messages, the newest first."""
+    rows = db.execute(f"SELECT id FROM kode_texts WHERE {_WAITING} ORDER BY id DESC LIMIT ?", (limit,))
+    return [id_ for (id_,) in rows]
+
+
+def _texts_of(db: DB, ids: list[int]) -> list[tuple[int, str | None]]:
+    """The texts of the first of these messages, with so many characters as a transaction may have."""
+    found, size = list[tuple[int, str | None]](), 0
+    for id_ in ids:
+        body, digest = db.execute(_BODY, (id_,)).fetchone()
+        text = indexed_text(Body(body, digest)) if is_sound((body, digest), (TEXT, RAW)) else None
+        found.append((id_, text))
+        size += len(text or "")
+        if size > _CHARACTERS:
+            break
+    return found
 
 
 _OF_DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CONSTRAINT)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 import sqlite3
+import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from kode_conformance.registry import load_checks
 from kode_conformance.running.runner import judge
 from kode_conformance.settings import Settings, Tier
 from kode_sqlite import texts
+from kode_sqlite.queries import find_rows
 from kode_sqlite.testing.harness import SqliteHarness
 
 from kode_core import ConfigurationError, create_extended_store
@@ -273,29 +277,46 @@ async def test_a_backup_has_the_index(tmp_path: Path) -> None:
         assert (await store.check_consistency()).consistent
 
 
-def test_a_rare_text_costs_little_among_200_000_messages(tmp_path: Path) -> None:
-    """A page of messages with a rare text costs steps for these alone; a common text is found along the other index."""
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of 200,000 messages, which are indexed; ``rare-`` and its number stand in every 20,000th of them."""
     draw = random.Random(1)
-    with closing(sqlite3.connect(tmp_path / "agents.db", isolation_level=None)) as db:
-        asyncio.run(_make(tmp_path / "agents.db"))
+    path = tmp_path_factory.mktemp("large") / "agents.db"
+    asyncio.run(_make(path))
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("PRAGMA synchronous = OFF")
         (body, digest) = db.execute("SELECT body, digest FROM kode_messages").fetchone()
         db.execute("BEGIN")
         texts_ = [
             " ".join(draw.choices(WORDS, k=6)) + (f" rare-{i}" if i % 20_000 == 0 else "") for i in range(200_000)
         ]
-        db.executemany(
-            "INSERT INTO kode_messages (agent_id, position, created_at, role, content_types, body, digest)"
-            " VALUES (?, ?, ?, 'user', char(10) || 'text' || char(10), ?, ?)",
-            ((f"a{i % 100}", i // 100, i, body, digest) for i in range(200_000)),
-        )
+        _append(db, ((f"a{i % 100}", i // 100, i, body, digest) for i in range(200_000)))
         rows = db.execute("SELECT id, agent_id, position FROM kode_texts WHERE agent_id <> 'first'").fetchall()
         named = [(texts_[position * 100 + int(agent[1:])], id_) for id_, agent, position in rows]
         db.executemany("UPDATE kode_texts SET state = 1, text = ? WHERE id = ?", named)
         db.executemany("INSERT INTO kode_text (text, rowid) VALUES (?, ?)", named)
         db.execute("COMMIT")
         assert texts.noted(db) in (0, 1)
-        from kode_sqlite.queries import find_rows
+    return path
+
+
+async def _make(path: Path) -> None:
+    async with opened(path, text_index=True) as store:
+        await store.append_messages("first", [Message.user(" ".join(WORDS))])
+        await indexed(store)
+
+
+def _append(db: sqlite3.Connection, rows: Iterable[tuple[str, int, int, bytes, bytes]]) -> None:
+    db.executemany(
+        "INSERT INTO kode_messages (agent_id, position, created_at, role, content_types, body, digest)"
+        " VALUES (?, ?, ?, 'user', char(10) || 'text' || char(10), ?, ?)",
+        rows,
+    )
+
+
+def test_a_rare_text_costs_little_among_200_000_messages(large: Path) -> None:
+    """A page of messages with a rare text costs steps for these alone; a common text is found along the other index."""
+    with closing(sqlite3.connect(large, isolation_level=None)) as db:
 
         def steps(**filters: Any) -> tuple[int, list[FoundRow]]:
             with counted(db) as cost:
@@ -313,7 +334,42 @@ def test_a_rare_text_costs_little_among_200_000_messages(tmp_path: Path) -> None
         assert cost < 400_000
 
 
-async def _make(path: Path) -> None:
-    async with opened(path, text_index=True) as store:
-        await store.append_messages("first", [Message.user("any")])
-        await indexed(store)
+def test_an_append_costs_little_next_to_200_000_messages(large: Path, tmp_path: Path) -> None:
+    """Ten new messages are indexed without a look at the others, as one segment, and no append merges much of the
+    index: some ten pages go to the log, and at most as many as FTS5 merges at once.
+    """
+    path = tmp_path / "agents.db"
+    shutil.copyfile(large, path)
+    log = path.with_name("agents.db-wal")
+    spent, written, made = list[int](), list[int](), list[int]()
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        while texts.noted(db):
+            texts.index_some(db)
+        (body, digest) = db.execute("SELECT body, digest FROM kode_messages").fetchone()
+        for i in range(300):
+            size, segments = log.stat().st_size if log.exists() else 0, _segments(db)
+            with counted(db) as cost:
+                db.execute("BEGIN")
+                _append(db, (("late", i * 10 + k, i, body, digest) for k in range(10)))
+                assert not texts.index_some(db)
+                db.execute("COMMIT")
+            spent.append(cost[0])
+            written.append((log.stat().st_size - size) // _FRAME)
+            made.append(_segments(db) - segments)
+        assert texts.noted(db) == 0
+    assert max(spent) < 5_000 + _MERGED_AT_ONCE * 20
+    assert statistics.median(spent) < 5_000
+    assert max(made) == 1
+    assert statistics.median(written) < 40
+    assert max(written) < _MERGED_AT_ONCE * 3
+
+
+_FRAME: Final = 4_096 + 24
+_MERGED_AT_ONCE: Final = 64 * 7
+"""How many pages FTS5 merges at most, for each 64 that were written: as many on each level, of which there are few."""
+
+
+def _segments(db: sqlite3.Connection) -> int:
+    (count,) = db.execute("SELECT count(DISTINCT segid) FROM kode_text_idx").fetchone()
+    return int(count)
