@@ -218,19 +218,10 @@ class Context:
 
 
 _LAGGING: Final = (
-    "query_sessions",
-    "query_messages",
-    "query_tool_calls",
-    "count_sessions",
-    "count_messages",
-    "count_tool_calls",
-    "group_sessions",
-    "group_messages",
-    "group_tool_calls",
-    "aggregate_stats",
-    "list",
-    "get_metrics",
-    "delete_many",
+    *("query_sessions", "query_messages", "query_tool_calls"),
+    *("count_sessions", "count_messages", "count_tool_calls"),
+    *("group_sessions", "group_messages", "group_tool_calls"),
+    *("aggregate_stats", "list", "get_metrics", "delete_many"),
 )
 _LAGGING_ITERATORS: Final = ("iter_sessions", "iter_messages", "iter_tool_calls")
 
