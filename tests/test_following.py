@@ -329,7 +329,7 @@ async def test_a_deleted_agent_ends_every_follower(filters: Any) -> None:
             with pytest.raises(
                 AgentDeletedError, match="agent 'a' was deleted while its events were followed"
             ) as caught:
-                await asyncio.wait_for(waiting, 5)
+                await asyncio.wait_for(waiting, 30)
             assert caught.value.agent_id == "a"
             assert isinstance(caught.value, AgentNotFoundError)
             with pytest.raises(AgentDeletedError):
