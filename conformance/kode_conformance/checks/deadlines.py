@@ -16,7 +16,7 @@ from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_core.batch import Batch, Outcome
 from kode_core.engine import Engine
-from kode_core.errors import KodeError, Retry, StorageError, StoreTimeoutError
+from kode_core.errors import KodeError, OutcomeUnknownError, Retry, StorageError, StoreTimeoutError
 from kode_core.layers import Layer
 from kode_core.protocols import ExtendedStore, Lease
 
@@ -157,7 +157,7 @@ async def every_call_ends_though_the_engine_hangs(ctx: Context) -> None:
 async def _leased(store: ExtendedStore) -> Lease:
     """A lease, though the deadline of a call may pass on a busy machine: then the lock may be held, and is left."""
     for number in range(_ATTEMPTS):
-        with suppress(StoreTimeoutError):
+        with suppress(StoreTimeoutError, OutcomeUnknownError):
             return await store.acquire_agent_lock(f"held-{number}")
     return await store.acquire_agent_lock("held")
 
