@@ -63,8 +63,11 @@ async def test_a_shorter_deadline_behind_a_longer_one_passes_first() -> None:
         except TimeoutError:
             ended.append(seconds)
 
-    await asyncio.gather(*map(call, (0.2, 0.1, 0.001)))
-    assert ended == [0.001, 0.1, 0.2]
+    longest, *calls = [asyncio.create_task(call(seconds)) for seconds in (600.0, 0.2, 0.1, 0.001)]
+    await asyncio.wait(calls)
+    assert sorted(ended) == [0.001, 0.1, 0.2]
+    assert not longest.done()
+    longest.cancel()
 
 
 @pytest.mark.parametrize("is_late", [False, True])

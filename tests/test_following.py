@@ -208,9 +208,12 @@ async def test_an_idle_follower_costs_what_it_did() -> None:
         waiting = [asyncio.ensure_future(anext(stream)) for stream in (following, nobody)]
         await asyncio.sleep(0.1)
         engine.fresh = engine.again = engine.looks = engine.summaries = 0
-        await asyncio.sleep(2.5)
-        assert engine.looks > 200
-        assert 1 <= engine.again <= 2
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        async with asyncio.timeout(60):
+            while engine.looks <= 200 or not engine.again:
+                await asyncio.sleep(0.05)
+        assert engine.again <= 1 + (loop.time() - begun) / 2
         assert engine.fresh == engine.summaries == 0
         for task in waiting:
             task.cancel()
@@ -326,7 +329,7 @@ async def test_a_deleted_agent_ends_every_follower(filters: Any) -> None:
             with pytest.raises(
                 AgentDeletedError, match="agent 'a' was deleted while its events were followed"
             ) as caught:
-                await asyncio.wait_for(waiting, 5)
+                await asyncio.wait_for(waiting, 30)
             assert caught.value.agent_id == "a"
             assert isinstance(caught.value, AgentNotFoundError)
             with pytest.raises(AgentDeletedError):

@@ -110,12 +110,19 @@ async def test_a_call_that_was_answered_twice() -> None:
 async def test_a_check_has_no_total_deadline() -> None:
     """Only a step that takes longer than the deadline ends it, and says that it was a step."""
     slow = Slow(MemoryEngine())
-    async with over(slow, timeout_ms=300) as store:
+    async with over(slow) as store:
         for i in range(10):
             await store.save_info(f"a{i}", samples.info(f"a{i}"))
-        slow.seconds, slow.calls = 0.02, 0
-        assert (await store.check_consistency()).agents_checked == 10
-        assert slow.calls * slow.seconds > 0.3
+    for longer in (1, 10, 100):  # a process that stands still may be late for the end of a single step
+        async with over(slow, timeout_ms=300 * longer) as store:
+            slow.seconds, slow.calls = 0.02 * longer, 0
+            with suppress(StoreTimeoutError):
+                assert (await store.check_consistency()).agents_checked == 10
+                assert slow.calls * slow.seconds > 0.3 * longer
+                break
+    else:
+        pytest.fail("the check has a deadline for all its steps together")
+    async with over(slow, timeout_ms=300) as store:
         slow.seconds = 10
         with pytest.raises(StoreTimeoutError, match=r"a step of check_consistency was not done after 0\.3 s$"):
             await store.check_consistency()

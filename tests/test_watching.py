@@ -64,7 +64,7 @@ async def test_a_pause_follows_a_lost_connection_and_no_other(
     watcher = Scripted(script())
     woken: list[int] = []
     watch = watcher.watch("a", lambda: woken.append(1))
-    await asyncio.wait_for(done.wait(), 10)
+    await asyncio.wait_for(done.wait(), 30)
     assert len(pauses) >= 5 if is_followed else not pauses
     assert len(woken) >= 5
     watch.close()

@@ -480,9 +480,9 @@ async def test_any_error_can_be_an_outcome() -> None:
     """What an engine says of a batch is raised at once, and not taken for a conflict that passes."""
     async with EngineStore(lambda: opened(TooSmall(MemoryEngine()))) as store:
         with pytest.raises(PayloadTooLargeError):
-            await asyncio.wait_for(store.append_messages("a", [Message.user("hi")]), 10)
+            await asyncio.wait_for(store.append_messages("a", [Message.user("hi")]), 30)
         with pytest.raises(PayloadTooLargeError):
-            await asyncio.wait_for(store.append_event("a", samples.event(1)), 10)
+            await asyncio.wait_for(store.append_event("a", samples.event(1)), 30)
 
 
 async def opened(engine: Engine) -> Engine:

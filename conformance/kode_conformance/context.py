@@ -10,8 +10,8 @@ import os
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -19,6 +19,7 @@ import msgspec
 
 from kode_conformance.harness import BorrowedClient, Costs, Handle, HarnessError, Space, StoreHarness, judging
 from kode_conformance.instruments.layering import layers_put
+from kode_conformance.instruments.patience import SOON_S, ended, within
 from kode_conformance.settings import Settings
 from kode_core.plugins import EngineLayer
 from kode_core.protocols import ExtendedStore
@@ -196,29 +197,31 @@ class Context:
 
     async def eventually(self, holds: Callable[[], Awaitable[object]], what: str, seconds: float = 10.0) -> None:
         """*holds* must become true in time: in so many seconds, and more where the harness is patient."""
-        seconds *= self.harness.patience
         try:
-            async with asyncio.timeout(seconds):
+            async with self.within(seconds):
                 while not await holds():
                     await asyncio.sleep(0.01)
         except TimeoutError:
-            raise Violation(f"{what}: still not after {seconds:g} s") from None
+            raise Violation(f"{what}: still not after {seconds * self.harness.patience:g} s") from None
+
+    # --- time
+
+    def within(self, seconds: float = SOON_S) -> AbstractAsyncContextManager[None]:
+        """Raise TimeoutError unless the block ends in so many seconds, or more where the harness is patient. Time in
+        which this process stood still does not count.
+        """
+        return within(seconds * self.harness.patience)
+
+    async def ended(self, tasks: Collection[asyncio.Future[Any]], seconds: float = SOON_S) -> bool:
+        """Wait for tasks for as long as ``within`` allows; true if all have ended. None of them is cancelled."""
+        return await ended(tasks, seconds * self.harness.patience)
 
 
 _LAGGING: Final = (
-    "query_sessions",
-    "query_messages",
-    "query_tool_calls",
-    "count_sessions",
-    "count_messages",
-    "count_tool_calls",
-    "group_sessions",
-    "group_messages",
-    "group_tool_calls",
-    "aggregate_stats",
-    "list",
-    "get_metrics",
-    "delete_many",
+    *("query_sessions", "query_messages", "query_tool_calls"),
+    *("count_sessions", "count_messages", "count_tool_calls"),
+    *("group_sessions", "group_messages", "group_tool_calls"),
+    *("aggregate_stats", "list", "get_metrics", "delete_many"),
 )
 _LAGGING_ITERATORS: Final = ("iter_sessions", "iter_messages", "iter_tool_calls")
 
@@ -257,7 +260,7 @@ class Process:
         self._child = child
         self._patience = patience
 
-    async def line(self, seconds: float = 30.0) -> Any:
+    async def line(self, seconds: float = 60.0) -> Any:
         """The next thing the process tells."""
         assert self._child.stdout is not None
         assert self._child.stderr is not None
@@ -299,7 +302,7 @@ class Process:
 @asynccontextmanager
 async def _patience(seconds: float, failing: str) -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             yield
     except TimeoutError:
         raise Violation(f"a process that used the store {failing} for {seconds:g} s") from None

@@ -26,7 +26,6 @@ _ROWS: Final = 32
 """How many records of a kind there are in a round."""
 _AT_ONCE: Final = 16
 _SHOWN: Final = 60
-_SECONDS: Final = 10.0
 
 Rows = Mapping[type[Record], Sequence[Any]]
 
@@ -322,7 +321,7 @@ async def first(ctx: Context, stream: Any, count: int, how: str, taken: Callable
     """So many items of an iterator, or all, each *taken* when it comes; one that follows does not end by itself."""
     found: list[Any] = []
     try:
-        async with asyncio.timeout(_SECONDS * ctx.harness.patience):
+        async with ctx.within():
             while len(found) < count:
                 found.append(taken(await anext(stream)))
     except StopAsyncIteration:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import Final
 
-from kode_conformance.context import Context
+from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
-from kode_conformance.instruments.pace import in_time
+from kode_conformance.instruments.pace import TooSlow, in_time, judged
 from kode_conformance.kills.writes import WRITES, overwrite, portrait
 from kode_conformance.registry import Capability, check
-from kode_core.errors import LockUnavailableError
+from kode_core.errors import LockLostError, LockUnavailableError
+from kode_core.protocols import ExtendedStore
 
 
 @check(
@@ -71,18 +73,37 @@ _RENEWALS: Final = 30
 @check("LOCK-3", "LOCK-1", needs=Capability.EXTENDED, under=(Dimension.CLOCKS, Dimension.INSTANCES))
 async def a_renewal_is_for_the_time_of_the_lease(ctx: Context) -> None:
     """A lease that was renewed ends when its own time has passed since, and not some other time."""
-    other, seconds = await ctx.another(), 0.4 * ctx.harness.patience
-    short = await ctx.store.acquire_agent_lock("short", ttl_ms=int(1000 * seconds))
-    await asyncio.sleep(0.15)
-    for _ in range(_RENEWALS):  # their times do not add up
-        await short.renew()
-    await ctx.raises(LockUnavailableError, other.acquire_agent_lock("short"), "a lock that was just renewed")
+    other = await ctx.another()
 
-    async def is_free() -> bool:
-        try:
-            await (await other.acquire_agent_lock("short")).release()
-        except LockUnavailableError:
-            return False
-        return True
+    async def renewed(longer: int) -> None:
+        agent_id, seconds = f"short-{longer}", 0.4 * ctx.harness.patience * longer
+        begun = time.monotonic()
 
-    await ctx.eventually(is_free, f"a lease of {seconds:g} s that was renewed must end by itself", seconds=8.0)
+        def must_last(what: str) -> Exception:
+            passed = time.monotonic() - begun
+            told = f"{what} {passed:.2f} s after it was taken or renewed for {seconds:g} s"
+            return Violation(told) if passed < seconds else TooSlow(told)
+
+        short = await ctx.store.acquire_agent_lock(agent_id, ttl_ms=int(1000 * seconds))
+        await asyncio.sleep(0.375 * seconds)
+        for _ in range(_RENEWALS):  # their times do not add up
+            now = time.monotonic()
+            try:
+                await short.renew()
+            except LockLostError:
+                raise must_last("a lease was lost") from None
+            begun = now
+        if await _is_free(other, agent_id):
+            raise must_last("another got a lock")
+        told = f"a lease of {seconds:g} s that was renewed must end by itself"
+        await ctx.eventually(lambda: _is_free(other, agent_id), told, seconds=20 * seconds)
+
+    await judged(renewed)
+
+
+async def _is_free(store: ExtendedStore, agent_id: str) -> bool:
+    try:
+        await (await store.acquire_agent_lock(agent_id)).release()
+    except LockUnavailableError:
+        return False
+    return True

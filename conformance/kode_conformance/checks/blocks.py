@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Awaitable
+from functools import partial
 from typing import Final
 
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
+from kode_conformance.instruments.pace import Suspected, judged
+from kode_conformance.instruments.patience import within
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
 from kode_core.errors import LockLostError, LockUnavailableError, StoreClosedError
@@ -41,7 +44,7 @@ async def is_fenced(store: ExtendedStore, other: ExtendedStore, agent_id: str = 
 async def _soon(call: Awaitable[object], what: str) -> object:
     """The result of *call*, which must come soon: a call that waits for something else to end comes too late."""
     try:
-        async with asyncio.timeout(_SOON_S):
+        async with within(_SOON_S):
             return await call
     except TimeoutError as exc:
         raise Violation(f"{what} was not done after {_SOON_S} s") from exc
@@ -164,11 +167,20 @@ async def a_store_is_closed_inside_a_block(ctx: Context) -> None:
     """When the store is closed inside a block, the lease is lost and leaving the block raises nothing; a task that
     waits for a lock is told that the store is closed; and no fence is left.
     """
+    await judged(partial(_close_inside, ctx))
+
+
+async def _close_inside(ctx: Context, longer: int) -> None:
     store, doomed = ctx.store, await ctx.another()
     holder = await store.acquire_agent_lock("b", ttl_ms=_LONG_MS)
     waiter = asyncio.ensure_future(doomed.acquire_agent_lock("b", wait_ms=_LONG_MS).__aenter__())
-    async with doomed.acquire_agent_lock("a", ttl_ms=1_000) as lease:
-        await _write(doomed)
+    async with doomed.acquire_agent_lock("a", ttl_ms=1_000 * longer, wait_ms=20_000) as lease:
+        try:
+            await _write(doomed)
+        except LockLostError as exc:
+            waiter.cancel()
+            await holder.release()
+            raise Suspected(f"inside the block of a lease of {longer} s: {exc}") from exc
         await asyncio.sleep(0.05)
         await _soon(ctx.close(doomed), "close while somebody waits for a lock")
         ctx.equal(lease.is_lost, True, "is_lost of a lease whose store was closed")

@@ -16,6 +16,7 @@ from kode_conformance.checks.followers import next_event
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import in_time
+from kode_conformance.instruments.patience import SOON_S
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
@@ -98,7 +99,6 @@ async def a_slow_follower_holds_a_page(ctx: Context) -> None:
 
 
 _MISSED: Final = 2_501
-_WAKES_S: Final = 10.0
 
 
 @check("EVT-7", tier=Tier.STANDARD, under=(Dimension.COMPANY, Dimension.ITEMS, Dimension.INSTANCES))
@@ -138,10 +138,10 @@ async def every_way_to_append_wakes_followers(ctx: Context) -> None:
         waiting = asyncio.ensure_future(anext(follower))
         await asyncio.sleep(0.05)
         await getattr(ctx.store, writer.method)(agent_id, **writer.given(samples.event(2)))
-        done, _ = await asyncio.wait([waiting], timeout=_WAKES_S * ctx.harness.patience)
+        done = await ctx.ended([waiting])
         waiting.cancel()
         whose = f"another instance, of {writer.method}" if i else f"the same instance, of {writer.method}"
-        ctx.true(bool(done), f"who follows an agent in {whose} was not given its event within {_WAKES_S:g} s")
+        ctx.true(done, f"who follows an agent in {whose} was not given its event within {SOON_S:g} s")
         ctx.equal(waiting.result().bookmark.seq, 2, f"the event that is followed in {whose}")
         await _close(follower)
 

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar, cast
 
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
+from kode_conformance.instruments.patience import SOON_S, after_steps
 from kode_conformance.kills.writes import FORK, IMPORT, WRITES, Write, expected, forked, portrait, seed, write_on
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -23,7 +24,8 @@ _E = Capability.EXTENDED
 _LEFT_OVER: Final = 5
 """The number of tasks that may stay in the end, such as a pool's, however many calls were cancelled."""
 
-_SECONDS: Final = 5.0
+_WAIT_MS: Final = 20_000
+"""Less than the time of a lease: a lock that nobody gives back is not had by waiting for it."""
 """How long a call may take without contention."""
 
 
@@ -56,14 +58,8 @@ def _steps() -> Iterator[int]:
 async def _cancelled(ctx: Context, call: Awaitable[T], steps: int) -> asyncio.Future[T]:
     """The call, cancelled after so many steps unless it was done before, and ended."""
     task = asyncio.ensure_future(call)
-    seconds = _SECONDS * ctx.harness.patience
-    until = asyncio.get_running_loop().time() + seconds
-    for _ in range(steps):
-        if task.done():
-            break
-        await asyncio.sleep(0)
-        if asyncio.get_running_loop().time() > until:
-            raise Violation(f"after others were cancelled, a call did not end within {seconds:g} s")
+    if not await after_steps(task, steps):
+        raise Violation(f"after others were cancelled, a call did not end within {SOON_S:g} s")
     task.cancel()
     await asyncio.wait([task])
     error = None if task.cancelled() else task.exception()
@@ -159,7 +155,7 @@ async def a_read_cancelled_at_any_step(ctx: Context) -> None:
             if not any(result.cancelled() for result in results):
                 break
     await tasks.wait_until_idle()
-    async with asyncio.timeout(30 * ctx.harness.patience):
+    async with ctx.within():
         for name, read in reads.items():
             for found in await asyncio.gather(*(read() for _ in range(20))):
                 ctx.equal(found, before[name], f"{name} after reads were cancelled")
@@ -173,7 +169,7 @@ async def cancelled_waiters_are_no_ghosts(ctx: Context) -> None:
     inside: list[int] = []
 
     async def wait(i: int) -> None:
-        async with (ctx.store, other)[i % 2].acquire_agent_lock("a", wait_ms=8000):
+        async with (ctx.store, other)[i % 2].acquire_agent_lock("a", wait_ms=_WAIT_MS):
             inside.append(i)
             try:
                 ctx.equal(len(inside), 1, "how many are inside")
@@ -183,7 +179,7 @@ async def cancelled_waiters_are_no_ghosts(ctx: Context) -> None:
 
     async def take() -> Lease:
         try:
-            return await other.acquire_agent_lock("a", wait_ms=8000)
+            return await other.acquire_agent_lock("a", wait_ms=_WAIT_MS)
         except LockError as error:
             raise Violation(f"nobody is left who wants the lock, and it cannot be had: {error}") from error
 
@@ -268,7 +264,7 @@ async def close_with_every_write_in_flight(ctx: Context) -> None:
         calls = [asyncio.ensure_future(write.act(store, f"{write.name}-{steps}")) for write in WRITES]
         for _ in range(steps):
             await asyncio.sleep(0)
-        async with asyncio.timeout(30 * ctx.harness.patience):
+        async with ctx.within():
             await asyncio.gather(*(store.close() for _ in range(3)))
             results = await asyncio.gather(*calls, return_exceptions=True)
         for write, result in zip(WRITES, results, strict=True):
@@ -294,9 +290,9 @@ async def a_cancelled_close_can_be_called_again(ctx: Context) -> None:
             await asyncio.sleep(0)
         first.cancel()
         again = asyncio.ensure_future(store.close())
-        await asyncio.wait([first, write, again], timeout=20 * ctx.harness.patience)
+        await ctx.ended([first, write, again])
         when = f"a close, after one that was cancelled after {steps} steps,"
-        ctx.true(again.done(), f"{when} did not end within 20 s")
+        ctx.true(again.done(), f"{when} did not end within {SOON_S:g} s")
         ctx.true(not again.cancelled(), f"{when} was cancelled as well")
         ctx.true(again.exception() is None, f"{when} raised {again.exception()!r}")
         await ctx.raises(StoreClosedError, store.load_messages(f"a{steps}"), f"a load after {when}")
@@ -327,11 +323,11 @@ async def close_ends_what_waits(ctx: Context) -> None:
     waiting = [asyncio.ensure_future(follow()), asyncio.ensure_future(wait())]
     await asyncio.sleep(0.05)
     try:
-        async with asyncio.timeout(20 * ctx.harness.patience):
+        async with ctx.within():
             await store.close()
             results = await asyncio.gather(*waiting, _exhaust(reading), return_exceptions=True)
     except TimeoutError:
-        raise Violation("close, or what was waiting when it was called, did not end within 20 s") from None
+        raise Violation("close, or what was waiting when it was called, did not end within {SOON_S:g} s") from None
     for result in results:
         ctx.true(result is None or isinstance(result, (StoreClosedError, LockError)), f"at close it raised {result!r}")
     await held.release()

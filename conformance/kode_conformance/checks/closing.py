@@ -24,7 +24,6 @@ from kode_core.errors import KodeError, LockUnavailableError, StoreClosedError
 from kode_core.protocols import ExtendedStore
 
 _E: Final = Capability.EXTENDED
-_SECONDS: Final = 20.0
 _OF_WHAT_THERE_IS: Final = ("batch_fork", "fork", "replace_message", "update_info")
 _ENDLESS: Final = ("follow_events",)
 """Iterators that do not end by themselves."""
@@ -48,7 +47,7 @@ async def _begun(ctx: Context, store: ExtendedStore) -> dict[str, AsyncIterator[
         if name == "iter_consistency":
             continue  # it has an item only where there is an issue
         try:
-            async with asyncio.timeout(_SECONDS * ctx.harness.patience):
+            async with ctx.within():
                 await anext(iterator)
         except StopAsyncIteration:
             raise Violation(f"{name} gave nothing of an agent that has everything") from None
@@ -90,7 +89,7 @@ async def all_that_is_under_way_ends_when_a_store_is_closed(ctx: Context) -> Non
         await _see_ended(ctx, tasks, closing, f"closed after {steps} steps")
     arrived = asyncio.ensure_future(anext(follower))
     await ctx.store.append_event("b", samples.event(7))
-    async with asyncio.timeout(_SECONDS * ctx.harness.patience):
+    async with ctx.within():
         ctx.equal((await arrived).bookmark.seq, 7, "what a follower of another instance gets after others were closed")
     await held.renew()
     await held.release()
@@ -107,7 +106,7 @@ async def _to_the_end(iterator: AsyncIterator[Any]) -> list[Any]:
 async def _see_ended(
     ctx: Context, tasks: Mapping[str, asyncio.Future[Any]], closing: list[asyncio.Task[None]], when: str
 ) -> None:
-    await asyncio.wait([*tasks.values(), *closing], timeout=_SECONDS * ctx.harness.patience)
+    await ctx.ended([*tasks.values(), *closing])
     hanging = [name for name, task in tasks.items() if not task.done()]
     for task in (*tasks.values(), *closing):
         task.cancel()
@@ -144,7 +143,7 @@ async def what_was_begun_before_close_is_over(ctx: Context) -> None:
     for name, iterator in begun.items():
         what = f"{name}, begun before close and read on after it"
         try:
-            async with asyncio.timeout(_SECONDS * ctx.harness.patience):
+            async with ctx.within():
                 count = (name != "iter_consistency") + await _count(iterator)
         except StoreClosedError:
             continue
@@ -159,7 +158,7 @@ async def what_was_begun_before_close_is_over(ctx: Context) -> None:
     await lease.release()
     write = store.save_todos("a", samples.todos("late"), fence=lease)
     await ctx.raises(StoreClosedError, write, "a write with a lease after close")
-    async with asyncio.timeout(_SECONDS * ctx.harness.patience):
+    async with ctx.within():
         await asyncio.gather(*(store.close() for _ in range(3)))
 
 

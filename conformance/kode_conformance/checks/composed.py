@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import SEPARATORS, Dimension
-from kode_conformance.instruments.pace import in_time
+from kode_conformance.instruments.pace import Suspected, in_time, judged
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
 from kode_core.errors import LockUnavailableError
@@ -107,22 +108,35 @@ async def waits_leave_the_loop_to_others(ctx: Context) -> None:
         async for _ in store.follow_events("a"):
             return
 
-    async def wait_for_the_lock(waiter: ExtendedStore) -> None:
-        await ctx.raises(LockUnavailableError, waiter.acquire_agent_lock("a", wait_ms=400), "a held lock")
+    async def wait_for_the_lock(waiter: ExtendedStore, seconds: float) -> None:
+        lock = waiter.acquire_agent_lock("a", wait_ms=int(1000 * seconds))
+        await ctx.raises(LockUnavailableError, lock, "a held lock")
 
-    lease = await store.acquire_agent_lock("a")
-    ticking = asyncio.ensure_future(tick())
-    try:
-        for what, wait in (
-            ("a lock that this store holds", wait_for_the_lock(store)),
-            ("a lock that another store holds", wait_for_the_lock(other)),
-            ("an event that does not come", asyncio.wait({following := asyncio.ensure_future(follow())}, timeout=0.4)),
-        ):
-            turns = 0
-            await wait
-            ctx.true(turns >= 4, f"the loop was held during a wait of 0.4 s for {what}: it had {turns} turns of 10 ms")
+    async def wait_for_an_event(seconds: float) -> None:
+        following = asyncio.ensure_future(follow())
+        await asyncio.wait({following}, timeout=seconds)
         following.cancel()
         await asyncio.wait({following})
+
+    waits: dict[str, Callable[[float], Awaitable[None]]] = {
+        "a lock that this store holds": partial(wait_for_the_lock, store),
+        "a lock that another store holds": partial(wait_for_the_lock, other),
+        "an event that does not come": wait_for_an_event,
+    }
+
+    async def see_turns(what: str, longer: int) -> None:
+        nonlocal turns
+        turns, seconds = 0, 0.4 * longer
+        await waits[what](seconds)
+        if turns < 4:
+            told = f"the loop was held during a wait of {seconds:g} s for {what}: it had {turns} turns of 10 ms"
+            raise Suspected(told)
+
+    lease = await store.acquire_agent_lock("a", ttl_ms=600_000)
+    ticking = asyncio.ensure_future(tick())
+    try:
+        for what in waits:
+            await judged(partial(see_turns, what))
     finally:
         ticking.cancel()
         await lease.release()

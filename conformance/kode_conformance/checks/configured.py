@@ -13,6 +13,7 @@ from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.clock import clock_off
 from kode_conformance.instruments.pace import in_time
+from kode_conformance.instruments.patience import SOON_S
 from kode_conformance.kills.writes import WRITES, Expected, Write, expected, portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -25,7 +26,6 @@ _LONG: Final = (60_000, 65_537, 2_147_484, 4_294_968, 86_400_000, 2_147_483_647)
 """Minutes, a day, and more than 32 bits hold of microseconds or milliseconds."""
 _SHORT: Final = (1, 2, 9)
 _LIMITS: Final = (0, 1, 2_000, 2**31, 2**32, 2**53, 2**63 - 1)
-_SECONDS: Final = 20.0
 
 
 @check("OPS-9", needs=_E, under=(Dimension.NUMBERS, Dimension.INTERRUPTIONS))
@@ -65,9 +65,9 @@ async def _see_hasty(ctx: Context, timeout_ms: int) -> None:
     messages = samples.messages(60, 100)
     calls["a save of sixty messages"] = store.save_messages(f"long{timeout_ms}", messages)
     tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}
-    await asyncio.wait(tasks.values(), timeout=_SECONDS * ctx.harness.patience)
+    await ctx.ended(tasks.values())
     for name, task in tasks.items():
-        ctx.true(task.done(), f"{name} {case} did not end in {_SECONDS:g} s")
+        ctx.true(task.done(), f"{name} {case} did not end in {SOON_S:g} s")
         error = task.exception()
         ctx.true(error is None or isinstance(error, KodeError), f"{name} {case} raised {error!r}")
     await asyncio.gather(ctx.close(store), return_exceptions=True)

@@ -156,7 +156,7 @@ async def whatever_a_process_leaves_open_it_ends(ctx: Context) -> None:
     wanted = await portrait(ctx.store, "model")
     held = await ctx.store.acquire_agent_lock("held", ttl_ms=600_000)
     process = await ctx.process("leave_all_open", "left", names)
-    reports = await process.lines(seconds=30)
+    reports = await process.lines()
     ctx.equal(reports[-1], {"written": names}, "what the process told last")
     other = await ctx.another()
     found: Portrait = await portrait(other, "left")

@@ -167,7 +167,7 @@ async def _stop_holder(ctx: Context, agent_id: str, *, in_block: bool) -> None:
     process = await ctx.process("stopped_holder", agent_id, 500, in_block)
     try:
         holder = await process.line()
-        async with ctx.store.acquire_agent_lock(agent_id, wait_ms=15_000) as lease:
+        async with ctx.store.acquire_agent_lock(agent_id, wait_ms=20_000) as lease:
             ctx.true(lease.token > holder["token"], f"token {lease.token} must be above {holder['token']}")
             await ctx.store.save_todos(agent_id, samples.todos("of the new holder"))
             os.kill(holder["pid"], signal.SIGCONT)

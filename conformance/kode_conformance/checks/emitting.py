@@ -102,7 +102,7 @@ async def emitters_under_the_lock_go_on_after_one_another(ctx: Context) -> None:
     """Two instances that emit in turn, each under the agent's lock, give seqs that ascend, however fast they turn."""
     stores = (ctx.store, await ctx.another())
     for turn in range(8):
-        async with stores[turn % 2].acquire_agent_lock("a", wait_ms=int(10_000 * ctx.harness.patience)):
+        async with stores[turn % 2].acquire_agent_lock("a", wait_ms=20_000):
             for _ in range(3):
                 await stores[turn % 2].emit("a", "word", {})
     ctx.equal([event.bookmark.seq for event in await _all(ctx.store)], list(range(24)), "the seqs, by offset")

@@ -10,6 +10,7 @@ from typing import Any, Final
 from kode_conformance.checks.followers import next_event
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
+from kode_conformance.instruments.patience import SOON_S
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
@@ -18,8 +19,9 @@ from kode_core.model import Bookmark
 from kode_core.protocols import Heartbeat, Store
 
 _D = Dimension
-_SOON: Final = 20.0
 _MINUTE: Final = 60.0
+_IDLE: Final = 500
+"""So many calls of anext that give nothing, of which each fifth waits for 0.2 s, are too many."""
 
 
 @check("EVT-9", "EVT-7", under=(_D.COMPANY, _D.INSTANCES, _D.NUMBERS))
@@ -123,7 +125,7 @@ async def _refused(ctx: Context, store: Store, wrong: Any) -> None:
 
 
 async def _item(ctx: Context, stream: Any) -> Any:
-    async with asyncio.timeout(_SOON * ctx.harness.patience):
+    async with ctx.within():
         return await anext(stream)
 
 
@@ -139,28 +141,30 @@ async def a_cancelled_anext_loses_nothing(ctx: Context) -> None:
             await anext(stream)
     await other.append_events("a", samples.events(150))
     seen: list[int] = []
-    deadline = asyncio.get_running_loop().time() + _SOON * ctx.harness.patience
-    steps = 0
-    while len(seen) < 150 and asyncio.get_running_loop().time() < deadline:
+    steps = idle = 0
+    while len(seen) < 150 and idle < _IDLE * ctx.harness.patience:
         upcoming = asyncio.ensure_future(anext(stream))
         for _ in range(steps % 7):
             await asyncio.sleep(0)
-        steps += 1
+        steps, idle = steps + 1, idle + 1
         if steps % 5 == 0:
             await asyncio.wait([upcoming], timeout=0.2)
         upcoming.cancel()
         with suppress(asyncio.CancelledError, StopAsyncIteration):
             seen.append((await upcoming).bookmark.seq)
+            idle = 0
     ctx.equal(seen, list(range(150)), "the seqs that came, though most calls of anext were cancelled")
     waiting = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0.02)
     await ctx.raises(InvalidArgumentError, _next_of(stream), "a second anext at once")
     await ctx.store.append_event("a", samples.event(150))
-    ctx.equal((await asyncio.wait_for(waiting, _SOON)).bookmark.seq, 150, "the seq that the first anext got")
+    ctx.true(await ctx.ended([waiting]), "the anext that waited did not end, though an event was appended")
+    ctx.equal(waiting.result().bookmark.seq, 150, "the seq that the first anext got")
     waiting = asyncio.ensure_future(anext(stream, None))
     await asyncio.sleep(0.02)
     await stream.aclose()
-    ctx.equal(await asyncio.wait_for(waiting, _SOON), None, "what an anext gives when the stream is closed")
+    ctx.true(await ctx.ended([waiting]), "the anext that waited did not end when its stream was closed")
+    ctx.equal(waiting.result(), None, "what an anext gives when the stream is closed")
     ctx.equal(await anext(stream, None), None, "what a closed stream gives")
 
 
@@ -192,7 +196,7 @@ async def following_ends_at_a_delete(ctx: Context) -> None:
         await delete("a")
         await writer.append_event("a", samples.event(1, cursor=round_, n=77))
         for name, stream in streams.items():
-            await _ends(ctx, stream, name, _SOON)
+            await _ends(ctx, stream, name)
         fresh = other.follow_events("a")
         ctx.equal(
             await next_event(ctx, fresh, "a new follower", 0),
@@ -225,13 +229,17 @@ async def followers_in_silence_end_at_a_delete(ctx: Context) -> None:
         await other.delete(name)
     try:
         gone = [waiting["events"], waiting["info"]]
-        await asyncio.wait(gone, timeout=_MINUTE * ctx.harness.patience)
+        await ctx.ended(gone, _MINUTE)
         for call, what in zip(gone, ("with two events", "with an info"), strict=True):
             ctx.true(call.done(), f"the follower of an agent {what} goes on a minute after it was deleted")
             ctx.true(isinstance(call.exception(), AgentDeletedError), f"the follower of an agent {what}: {call}")
         await other.append_event("later", samples.event(5))
-        first = await asyncio.wait_for(waiting["later"], _SOON * ctx.harness.patience)
-        ctx.equal(first, samples.event(5), "the first event of an agent that was followed before it was there")
+        ctx.true(await ctx.ended([waiting["later"]]), "a follower of an agent that was not there yet got no event")
+        ctx.equal(
+            waiting["later"].result(),
+            samples.event(5),
+            "the first event of an agent that was followed before it was there",
+        )
     finally:
         for call in waiting.values():
             call.cancel()
@@ -240,15 +248,15 @@ async def followers_in_silence_end_at_a_delete(ctx: Context) -> None:
             await stream.aclose()
 
 
-async def _ends(ctx: Context, stream: Any, name: str, seconds: float) -> None:
+async def _ends(ctx: Context, stream: Any, name: str) -> None:
     try:
-        async with asyncio.timeout(seconds * ctx.harness.patience):
+        async with ctx.within():
             found = await anext(stream)
     except AgentDeletedError:
         await stream.aclose()
         return
     except TimeoutError:
-        raise Violation(f"{name} goes on {seconds:g} s after its agent was deleted") from None
+        raise Violation(f"{name} goes on {SOON_S:g} s after its agent was deleted") from None
     except StopAsyncIteration:
         raise Violation(f"{name} ended without AgentDeletedError when its agent was deleted") from None
     raise Violation(f"{name} got {found!r:.150}, an event of the next agent") from None

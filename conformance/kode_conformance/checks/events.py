@@ -305,7 +305,7 @@ async def following_another_process(ctx: Context) -> None:
     offsets = await ctx.store.append_events("a", samples.events(3))
     process = await ctx.process("append_events", "a", 100, 20, 5)
     seen: list[int] = []
-    async with asyncio.timeout(30 * ctx.harness.patience):
+    async with ctx.within(60.0):
         async for event in ctx.store.follow_events("a", after_offset=offsets[0], channel="progress"):
             seen.append(event.bookmark.seq)
             if len(seen) == 22:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.layering import Trouble
+from kode_conformance.instruments.patience import SOON_S
 from kode_conformance.kills.writes import FORK, WRITES, Expected, expected, portrait, seed
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -18,7 +19,6 @@ from kode_core.errors import InvalidArgumentError, LockLostError, PayloadTooLarg
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
-_SECONDS: Final = 5.0
 """How long the calls for healthy agents may take together."""
 
 
@@ -70,7 +70,7 @@ async def _see_the_others(
 ) -> None:
     """Check that writes to healthy agents, reads and searches all end, and do their work."""
     try:
-        async with asyncio.timeout(_SECONDS * ctx.harness.patience):
+        async with ctx.within():
             for name, act in acts.items():
                 await act(f"sound-{name}-{rounds}")
             await asyncio.gather(
@@ -86,7 +86,7 @@ async def _see_the_others(
                 if problem is not None:
                     raise Violation(f"{name} of another agent meanwhile: {problem}")
     except TimeoutError:
-        raise Violation(f"while calls for one agent {rounds}, those for others did not end in {_SECONDS:g} s") from None
+        raise Violation(f"while calls for one agent {rounds}, those for others did not end in {SOON_S:g} s") from None
 
 
 async def _prepare(ctx: Context, store: ExtendedStore, rounds: str) -> dict[str, Expected]:
@@ -110,9 +110,7 @@ async def what_hangs_holds_up_no_other_agent(ctx: Context) -> None:
     for name, act in acts.items():
         trouble.hanging = {f"bad-{name}"}
         hung = asyncio.ensure_future(act(f"bad-{name}"))
-        for _ in range(10):
-            await asyncio.sleep(0.001 if trouble.under_way == 0 else 0)
-        ctx.true(trouble.under_way > 0, f"{name} must reach the engine")
+        await ctx.eventually(lambda: _is_under_way(trouble), f"{name} must reach the engine")
         others = acts if name in ("append_event", "save_turn") else {}
         try:
             await _see_the_others(ctx, store, {n: wanted[n] for n in others if n in wanted}, "hang", others)
@@ -120,8 +118,7 @@ async def what_hangs_holds_up_no_other_agent(ctx: Context) -> None:
         finally:
             trouble.hanging = set()
             trouble.let_go.set()
-        await asyncio.wait([hung], timeout=_SECONDS * ctx.harness.patience)
-        ctx.true(hung.done(), f"{name} that hung did not end after it was let go")
+        ctx.true(await ctx.ended([hung]), f"{name} that hung did not end after it was let go")
         ctx.true(hung.exception() is None, f"{name} that hung raised {hung.exception()!r} after it was let go")
         trouble.let_go.clear()
         for other in others:
@@ -129,16 +126,18 @@ async def what_hangs_holds_up_no_other_agent(ctx: Context) -> None:
             await seed(ctx.store, f"sound-{other}-hang")
 
 
+async def _is_under_way(trouble: Trouble) -> bool:
+    return trouble.under_way > 0
+
+
 async def _see_that_one_write_ends(ctx: Context, store: ExtendedStore, name: str) -> None:
     try:
-        async with asyncio.timeout(_SECONDS * ctx.harness.patience):
+        async with ctx.within():
             await store.append_event(f"other-{name}", samples.event(1))
             await store.append_messages(f"other-{name}", samples.messages(1))
             await store.load_messages(f"other-{name}")
     except TimeoutError:
-        raise Violation(
-            f"while {name} of one agent hangs, an append to another did not end in {_SECONDS:g} s"
-        ) from None
+        raise Violation(f"while {name} of one agent hangs, an append to another did not end in {SOON_S:g} s") from None
 
 
 @check("OPS-13", needs=_E, tier=Tier.STANDARD, under=(Dimension.COMPANY, Dimension.DAMAGE))

@@ -125,9 +125,14 @@ async def _left_after_release(store: ExtendedStore, agent_id: str, pause: float)
 
 
 async def _left_after_renewals(store: ExtendedStore, agent_id: str, pause: float) -> Lease:
-    async with store.acquire_agent_lock(agent_id, ttl_ms=1200) as lease:
-        await asyncio.sleep(0.45)  # a block renews its lease; the end of the block is the end of that, too
-    return lease
+    ttl_ms, loop = 1200, asyncio.get_running_loop()
+    while True:
+        begun = loop.time()
+        async with store.acquire_agent_lock(agent_id, ttl_ms=ttl_ms, wait_ms=_WAIT_MS) as lease:
+            await asyncio.sleep(ttl_ms * 0.000375)  # a block renews its lease; its end is the end of that, too
+        if loop.time() - begun < ttl_ms / 1000:
+            return lease
+        ttl_ms *= 3  # the lease may have run out before it was left
 
 
 class _End(NamedTuple):

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 from kode_conformance.checks.lifecycle import fill
-from kode_conformance.context import Context
+from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
+from kode_conformance.instruments.pace import Suspected, TooSlow, judged
 from kode_conformance.kills.writes import missing_kinds, portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.errors import InvalidArgumentError, LockLostError, LockUnavailableError
-from kode_core.protocols import ExtendedStore
+from kode_core.protocols import ExtendedStore, Lease
 
 _E = Capability.EXTENDED
+_LONG_MS: Final = 600_000
+_WAIT_MS: Final = 20_000
+"""Less than the time of a lease: a lock that nobody gives back is not had by waiting for it."""
 
 
 @check("LOCK-1", "LOCK-2", needs=_E, under=(Dimension.COMPANY, Dimension.INSTANCES))
@@ -35,7 +41,7 @@ async def one_holder_at_a_time(ctx: Context) -> None:
 
     async def work(i: int) -> None:
         nonlocal inside, peak
-        async with (ctx.store, other)[i % 2].acquire_agent_lock("a", wait_ms=20_000):
+        async with (ctx.store, other)[i % 2].acquire_agent_lock("a", wait_ms=_WAIT_MS):
             inside += 1
             peak = max(peak, inside)
             await asyncio.sleep(0.002)
@@ -82,7 +88,7 @@ async def waiting_for_a_lock(ctx: Context) -> None:
     start = loop.time()
     await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a", wait_ms=150)), "after 150 ms")
     ctx.true(loop.time() - start >= 0.14, "the wait must take its time")
-    waiter = asyncio.ensure_future(_take(ctx.store.acquire_agent_lock("a", wait_ms=20_000)))
+    waiter = asyncio.ensure_future(_take(ctx.store.acquire_agent_lock("a", wait_ms=_WAIT_MS)))
     await asyncio.sleep(0.05)
     await lease.release()
     second = await waiter
@@ -94,14 +100,14 @@ async def waiting_for_a_lock(ctx: Context) -> None:
 async def a_cancelled_waiter_leaves_nothing(ctx: Context) -> None:
     """A waiter that is cancelled leaves no lock behind."""
     for steps in range(8):
-        task = asyncio.ensure_future(_take(ctx.store.acquire_agent_lock("a", wait_ms=5000)))
+        task = asyncio.ensure_future(_take(ctx.store.acquire_agent_lock("a", wait_ms=_WAIT_MS)))
         for _ in range(steps):
             await asyncio.sleep(0)
         task.cancel()
         (result,) = await asyncio.gather(task, return_exceptions=True)
         if not isinstance(result, BaseException):
             await result.release()  # type: ignore[attr-defined]
-        lease = await ctx.store.acquire_agent_lock("a", wait_ms=5000)
+        lease = await ctx.store.acquire_agent_lock("a", wait_ms=_WAIT_MS)
         await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "while the next one holds it")
         await lease.release()
 
@@ -111,22 +117,56 @@ async def a_lease_ends_by_itself(ctx: Context) -> None:
     """A lease that is not renewed ends after its time; one that is renewed does not; async with renews it."""
     other = await ctx.another()
 
-    async def renewed_by_hand() -> None:
-        await ctx.store.acquire_agent_lock("a", ttl_ms=100)
-        lease = await other.acquire_agent_lock("a", ttl_ms=1000, wait_ms=5000)
+    async def renewed_by_hand(longer: int) -> None:
+        agent_id, ttl_ms = f"a{longer}", 1000 * longer
+        await ctx.store.acquire_agent_lock(agent_id, ttl_ms=100)
+        begun = time.monotonic()
+        lease = await other.acquire_agent_lock(agent_id, ttl_ms=ttl_ms, wait_ms=_WAIT_MS)
         for _ in range(5):
-            await asyncio.sleep(0.3)
-            await lease.renew()
-        await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "a lease that was renewed")
+            await asyncio.sleep(0.3 * longer)
+            begun = await _renew(lease, begun, ttl_ms)
+        await _see_held(ctx.store, agent_id, begun, ttl_ms)
         await lease.release()
 
-    async def renewed_by_the_block() -> None:
-        async with ctx.store.acquire_agent_lock("b", ttl_ms=1000):
-            await asyncio.sleep(1.6)
-            await ctx.raises(LockUnavailableError, _take(other.acquire_agent_lock("b")), "a lease inside async with")
-        await (await other.acquire_agent_lock("b")).release()
+    async def renewed_by_the_block(longer: int) -> None:
+        agent_id, ttl_ms = f"b{longer}", 1000 * longer
+        async with ctx.store.acquire_agent_lock(agent_id, ttl_ms=ttl_ms):
+            await asyncio.sleep(1.6 * longer)
+            try:
+                await other.acquire_agent_lock(agent_id)
+            except LockUnavailableError:
+                pass
+            else:
+                raise Suspected(f"another got a lock that was taken for {ttl_ms} ms inside async with")
+        await (await other.acquire_agent_lock(agent_id)).release()
 
-    await asyncio.gather(renewed_by_hand(), renewed_by_the_block())
+    await asyncio.gather(judged(renewed_by_hand), judged(renewed_by_the_block))
+
+
+async def _renew(lease: Lease, begun: float, ttl_ms: int) -> float:
+    """Renew a lease that was taken or renewed after *begun*; the moment just before."""
+    now = time.monotonic()
+    try:
+        await lease.renew()
+    except LockLostError:
+        raise _over(f"a lease of {ttl_ms} ms was lost", begun, ttl_ms) from None
+    return now
+
+
+async def _see_held(store: ExtendedStore, agent_id: str, begun: float, ttl_ms: int) -> None:
+    """Check that a lock is held that was taken or renewed after *begun*."""
+    try:
+        await store.acquire_agent_lock(agent_id)
+    except LockUnavailableError:
+        return
+    raise _over(f"another got a lock that was taken for {ttl_ms} ms", begun, ttl_ms)
+
+
+def _over(what: str, begun: float, ttl_ms: int) -> Exception:
+    """The error when a lease is over that was taken or renewed after *begun*."""
+    passed = (time.monotonic() - begun) * 1000
+    told = f"{what}, {passed:.0f} ms after that"
+    return Violation(told) if passed < ttl_ms else TooSlow(told)
 
 
 _ODD_MS: Final = (1900, 1099)
@@ -138,22 +178,17 @@ async def a_lease_lasts_its_whole_time(ctx: Context) -> None:
     """A lease whose time is no whole number of seconds is held until its time is over, taken or renewed for it."""
     other = await ctx.another()
 
-    async def held(ttl_ms: int, renewed: bool) -> None:
-        agent = f"{ttl_ms}-{renewed}"
+    async def held(ttl_ms: int, renewed: bool, longer: int) -> None:
+        agent_id, ttl_ms = f"{ttl_ms}-{renewed}-{longer}", 1000 * (longer - 1) + ttl_ms
         begun = time.monotonic()
-        lease = await ctx.store.acquire_agent_lock(agent, ttl_ms=ttl_ms)
+        lease = await ctx.store.acquire_agent_lock(agent_id, ttl_ms=ttl_ms)
         if renewed:
-            begun = time.monotonic()
-            await lease.renew()
+            begun = await _renew(lease, begun, ttl_ms)
         await asyncio.sleep(ttl_ms // 1000 + ttl_ms % 1000 * 0.0005)
-        try:
-            await other.acquire_agent_lock(agent)
-        except LockUnavailableError:
-            return
-        passed = (time.monotonic() - begun) * 1000
-        ctx.true(passed >= ttl_ms, f"another got a lock that was taken for {ttl_ms} ms, {passed:.0f} ms before")
+        await _see_held(other, agent_id, begun, ttl_ms)
 
-    await asyncio.gather(*(held(ttl_ms, renewed) for ttl_ms in _ODD_MS for renewed in (False, True)))
+    cases = itertools.product(_ODD_MS, (False, True))
+    await asyncio.gather(*(judged(partial(held, ttl_ms, renewed)) for ttl_ms, renewed in cases))
 
 
 @check(
@@ -161,14 +196,19 @@ async def a_lease_lasts_its_whole_time(ctx: Context) -> None:
 )
 async def a_killed_holder_is_followed(ctx: Context) -> None:
     """The lock of a process that was killed is free when its time is over, and not before."""
-    process = await ctx.process("hold_lock", "a", 1500)
-    report = await process.line()
-    process.kill()
-    await process.gone()
-    await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "right after the kill")
-    lease = await ctx.store.acquire_agent_lock("a", wait_ms=10_000)
-    ctx.true(lease.token > report["token"], f"token {lease.token} must be above {report['token']}")
-    await lease.release()
+
+    async def killed(longer: int) -> None:
+        agent_id, ttl_ms, begun = f"a{longer}", 1500 * longer, time.monotonic()
+        process = await ctx.process("hold_lock", agent_id, ttl_ms)
+        report = await process.line()
+        process.kill()
+        await process.gone()
+        await _see_held(ctx.store, agent_id, begun, ttl_ms)
+        lease = await ctx.store.acquire_agent_lock(agent_id, wait_ms=_WAIT_MS)
+        ctx.true(lease.token > report["token"], f"token {lease.token} must be above {report['token']}")
+        await lease.release()
+
+    await judged(killed)
 
 
 @check("LOCK-4", needs=_E, under=(Dimension.ORDERS,))
@@ -176,7 +216,7 @@ async def a_late_release_frees_nobody_else(ctx: Context) -> None:
     """A release that comes late, or twice, does not free the lock of the next holder, and does not raise."""
     other = await ctx.another()
     first = await ctx.store.acquire_agent_lock("a", ttl_ms=60)
-    second = await other.acquire_agent_lock("a", wait_ms=5000)
+    second = await other.acquire_agent_lock("a", wait_ms=_WAIT_MS)
     await first.release()
     await first.release()
     await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "after a late release")
@@ -205,9 +245,9 @@ async def tokens_only_grow(ctx: Context) -> None:
 async def writes_under_a_lost_lease_are_refused(ctx: Context) -> None:
     """Every write of a holder that was superseded is refused and changes nothing; the new holder's are not."""
     other = await ctx.another()
-    old = await ctx.store.acquire_agent_lock("a", ttl_ms=500)
-    await ctx.store.save_messages("a", samples.messages(1), fence=old)
-    new = await other.acquire_agent_lock("a", wait_ms=5000)
+    await ctx.store.save_messages("a", samples.messages(1))
+    old = await ctx.store.acquire_agent_lock("a", ttl_ms=60)
+    new = await other.acquire_agent_lock("a", wait_ms=_WAIT_MS)
     store = ctx.store
     writes: dict[str, Callable[[], Awaitable[object]]] = {
         "save_messages": lambda: store.save_messages("a", [], fence=old),
@@ -251,7 +291,7 @@ async def writes_inside_async_with_are_fenced(ctx: Context) -> None:
         await ctx.store.save_todos("a", samples.todos("by the way"))
 
     watcher = asyncio.ensure_future(bystander())
-    async with ctx.store.acquire_agent_lock("a", ttl_ms=5000) as lease:
+    async with ctx.store.acquire_agent_lock("a", ttl_ms=_LONG_MS) as lease:
         await ctx.store.save_messages("a", samples.messages(1))
         await lease.release()
         taken = await other.acquire_agent_lock("a")
@@ -276,7 +316,7 @@ async def every_write_inside_async_with_is_fenced(ctx: Context) -> None:
     await fill(store, "a")
     before = await portrait(store, "a")
     ctx.true(not missing_kinds(before), "there must be something of every kind before the lease is lost")
-    async with store.acquire_agent_lock("a", ttl_ms=20_000) as lease:
+    async with store.acquire_agent_lock("a", ttl_ms=_LONG_MS) as lease:
         await lease.release()
         taken = await other.acquire_agent_lock("a")
         for name, write in _writes(store).items():
@@ -314,9 +354,9 @@ async def a_lost_lease_says_so(ctx: Context) -> None:
     """
     other = await ctx.another()
     expired = await ctx.store.acquire_agent_lock("a", ttl_ms=60)
-    ctx.equal((expired.agent_id, expired.is_lost), ("a", False), "agent and is_lost of a new lease")
-    held = await other.acquire_agent_lock("a", wait_ms=5000)
+    held = await other.acquire_agent_lock("a", wait_ms=_WAIT_MS)
     released = await ctx.store.acquire_agent_lock("b")
+    ctx.equal((released.agent_id, released.is_lost), ("b", False), "agent and is_lost of a new lease")
     await released.release()
     for lease, what in ((expired, "that was superseded"), (released, "that was released")):
         await ctx.raises(LockLostError, lease.renew(), f"renewing a lease {what}")

@@ -11,6 +11,7 @@ from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import sizes_in_time
+from kode_conformance.instruments.patience import SOON_S
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
 from kode_core.errors import LockLostError, LockUnavailableError
@@ -19,7 +20,6 @@ from kode_core.protocols import ExtendedStore, Lease
 _E: Final = Capability.EXTENDED
 _LONG_MS: Final = 600_000
 _WAITERS: Final = (10, 150)
-_SOON_S: Final = 20.0
 
 
 @check(
@@ -37,7 +37,7 @@ async def hundreds_wait_for_one_lock(ctx: Context) -> None:
         waiting = [asyncio.ensure_future(_token(stores[i % 2], agent_id, waits[i])) for i in range(count)]
         await asyncio.sleep(0.02)
         try:
-            async with asyncio.timeout(_SOON_S * ctx.harness.patience):
+            async with ctx.within():
                 await _work(ctx, stores[1], lease, f"other-{count}")
                 vain = [token for token, wait in zip(waiting, waits, strict=True) if wait != _LONG_MS]
                 ctx.equal(
@@ -46,7 +46,7 @@ async def hundreds_wait_for_one_lock(ctx: Context) -> None:
                 await lease.release()
                 tokens = sorted(filter(None, await asyncio.gather(*waiting)))
         except TimeoutError:
-            raise Violation(f"while {count} wait for a lock, or get it, calls did not end in {_SOON_S:g} s") from None
+            raise Violation(f"while {count} wait for a lock, or get it, calls did not end in {SOON_S:g} s") from None
         finally:
             for waiter in waiting:
                 waiter.cancel()

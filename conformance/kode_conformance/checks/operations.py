@@ -265,7 +265,7 @@ async def async_with_closes(ctx: Context) -> None:
             await asyncio.sleep(60)
 
     waiting = asyncio.ensure_future(wait())
-    async with asyncio.timeout(10 * ctx.harness.patience):
+    async with ctx.within():
         await inside.wait()
     waiting.cancel()
     await asyncio.wait([waiting])

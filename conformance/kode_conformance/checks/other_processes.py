@@ -220,7 +220,7 @@ async def a_process_may_leave_several_open(ctx: Context) -> None:
     """
     await ctx.close(ctx.store)
     process = await ctx.process("leave_several_open", ctx.harness.spec, ctx.handle, 4)
-    ctx.equal((await process.lines(seconds=20))[-1:], [{"written": 4}], "what a process told with four stores open")
+    ctx.equal((await process.lines())[-1:], [{"written": 4}], "what a process told with four stores open")
     ctx.store = await ctx.another()
     for number in range(4):
         ctx.equal(await ctx.store.load_messages(f"a{number}"), samples.messages(2), f"messages by instance {number}")

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.dimensions import Dimension
+from kode_conformance.instruments.patience import within
 from kode_conformance.kills.writes import missing_kinds, portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -35,12 +36,12 @@ def _need(ctx: Context, *hooks: str) -> None:
 async def _in_time(call: Awaitable[object], what: str, seconds: float = _SECONDS) -> object:
     """The result of *call*, which may raise, and must do so in time."""
     try:
-        async with asyncio.timeout(seconds) as deadline:
+        async with within(seconds):
             return await call
+    except StorageError:
+        raise  # of the store, which may be a TimeoutError, too
     except TimeoutError as exc:
-        if deadline.expired():
-            raise Violation(f"{what} did not end within {seconds:g} s") from exc
-        raise
+        raise Violation(f"{what} did not end within {seconds:g} s") from exc
 
 
 # --- Outages ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
-from kode_conformance.context import Context, Unverified
+from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.costs import held
 from kode_conformance.registry import Capability, check
@@ -119,7 +119,7 @@ async def ten_thousand_agents(ctx: Context) -> None:
 async def a_large_save_does_not_stop_the_loop(ctx: Context) -> None:
     """While 1 MiB is saved and loaded, other tasks get their turn within 250 ms: otherwise no deadline holds."""
     best = 60.0
-    for i in range(5):
+    for i in range(_TRIES):
         large = samples.message(text=f"{i}" + "x" * 2**20)
         watch = asyncio.ensure_future(_longest_pause())
         await asyncio.sleep(0.01)
@@ -129,7 +129,14 @@ async def a_large_save_does_not_stop_the_loop(ctx: Context) -> None:
         (pause,) = await asyncio.gather(watch)
         best = min(best, pause)
         ctx.equal(found, [large], "the message of 1 MiB")
-    ctx.true(best <= 0.25, f"in the best of five tries the event loop stood still for {best * 1000:.0f} ms")
+        if best <= _PAUSE_S:
+            return
+    raise Violation(f"in the best of {_TRIES} tries the event loop stood still for {best * 1000:.0f} ms")
+
+
+_PAUSE_S: Final = 0.25
+_TRIES: Final = 20
+"""On a busy machine this process itself may stand still in most of them."""
 
 
 async def _longest_pause() -> float:

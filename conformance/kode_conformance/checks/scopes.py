@@ -12,6 +12,7 @@ from kode_conformance.calls.methods import calls_of, directions, drive_pages
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import keeps_documents, keeps_tags, prunes_events
+from kode_conformance.instruments.patience import within
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
 from kode_core.errors import InvalidArgumentError, KodeError, LockUnavailableError, StoreClosedError
@@ -130,7 +131,7 @@ async def _followed(view: ExtendedStore, stream: Any) -> list[Any]:
     number = len([event async for event in view.read_events("a")])
     found: list[Any] = []
     try:
-        async with asyncio.timeout(60):
+        async with within(60.0):
             async for item in stream:
                 if not isinstance(item, Heartbeat):
                     found.append(item)

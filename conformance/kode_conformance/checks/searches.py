@@ -187,7 +187,7 @@ async def following_since(ctx: Context) -> None:
     """Following since a bookmark gives only events with a greater seq, stored ones and new ones."""
     await ctx.store.append_events("a", [samples.event(seq) for seq in (5, 1, 4, 2)])
     seen: list[int] = []
-    async with asyncio.timeout(10 * ctx.harness.patience):
+    async with ctx.within():
         async for event in ctx.store.follow_events("a", since=Bookmark(2, 0)):
             seen.append(event.bookmark.seq)
             if len(seen) == 2:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import in_time
+from kode_conformance.instruments.patience import SOON_S, after_steps, ended
 from kode_conformance.kills.writes import (
     FORK,
     LOOKS,
@@ -30,7 +31,6 @@ from kode_core.protocols import ExtendedStore
 _E = Capability.EXTENDED
 _A_WHILE: Final = 0.15
 """The time, in seconds, after which a write that goes on in the background has landed."""
-_SECONDS: Final = 20.0
 
 
 def _steps(ctx: Context, factor: int = 2) -> Iterator[int]:
@@ -50,17 +50,11 @@ async def _cancelled(call: Awaitable[Any], steps: int) -> bool:
         Violation: it neither returned nor was cancelled.
     """
     task = asyncio.ensure_future(call)
-    until = asyncio.get_running_loop().time() + _SECONDS
-    for _ in range(steps):
-        if task.done():
-            break
-        await asyncio.sleep(0)
-        if asyncio.get_running_loop().time() > until:
-            raise Violation(f"after others were cancelled, a call did not end within {_SECONDS:g} s")
+    if not await after_steps(task, steps):
+        raise Violation(f"after others were cancelled, a call did not end within {SOON_S:g} s")
     task.cancel()
-    done, _ = await asyncio.wait([task], timeout=_SECONDS)
-    if not done:
-        raise Violation(f"cancelled after {steps} steps, a call did not end within {_SECONDS:g} s")
+    if not await ended([task]):
+        raise Violation(f"cancelled after {steps} steps, a call did not end within {SOON_S:g} s")
     if task.cancelled():
         return True
     error = task.exception()

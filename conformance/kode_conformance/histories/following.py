@@ -5,13 +5,13 @@ One that is told that its agent was deleted (EVT-10) is followed by another, whi
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kode_conformance.context import Violation, difference
 from kode_conformance.histories.answers import stored_event
 from kode_conformance.histories.model import Logged, StoreModel
+from kode_conformance.instruments.patience import within
 from kode_conformance.values import samples
 from kode_core.errors import AgentDeletedError
 from kode_core.model import Bookmark, StoredEvent
@@ -44,7 +44,7 @@ class _Follower:
         """The next event must be this one of the log, in time."""
         said = f"follow_events({self.agent_id!r}{''.join(f', {k}={v!r}' for k, v in self.how.items())})"
         try:
-            async with asyncio.timeout(seconds):
+            async with within(seconds):
                 got = await self._next(log)
         except TimeoutError:
             raise Violation(f"{said} did not yield the event at {logged.offset} within {seconds:g} s") from None

@@ -1,17 +1,18 @@
-"""How long checks of many rounds go on: for all rounds of the tier, or until their time is used up.
+"""How long checks of many rounds go on, and how often those are tried again that a slow machine kept from judging.
 
-A slow store makes fewer rounds, and never in vain: the checks after the rounds must hold after any number of them.
+Rounds go on for all rounds of the tier, or until their time is used up. A slow store makes fewer rounds, and never in
+vain: the checks after the rounds must hold after any number of them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
-from kode_conformance.context import Context
+from kode_conformance.context import Context, Unverified, Violation
 
-__all__ = ["in_time", "sizes_in_time"]
+__all__ = ["Suspected", "TooSlow", "in_time", "judged", "sizes_in_time"]
 
 T = TypeVar("T")
 
@@ -41,3 +42,33 @@ def sizes_in_time(ctx: Context, sizes: Iterable[int]) -> Iterator[int]:
             continue
         yield size
         takes, before = time.monotonic() - started, size
+
+
+class TooSlow(Exception):
+    """A time was over that an attempt needed: a right store may do on such a machine what a faulty one does."""
+
+
+class Suspected(TooSlow):
+    """TooSlow, where only attempts with longer times tell a slow machine from a faulty store."""
+
+
+_LONGER: Final = (1, 3, 9)
+
+
+async def judged(attempt: Callable[[int], Awaitable[None]]) -> None:
+    """Make an attempt; as long as it raises TooSlow, make others, whose times are three and nine times as long.
+
+    An attempt is given how many times as long its times are, and takes other agents each time.
+
+    Raises:
+        Violation: the last attempt raised Suspected as well.
+        Unverified: the longest times were too short.
+    """
+    for longer in _LONGER:
+        try:
+            return await attempt(longer)
+        except TooSlow as exc:
+            problem = exc
+    if isinstance(problem, Suspected):
+        raise Violation(str(problem))
+    raise Unverified(f"this machine was too slow to tell, again and again: {problem}")

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 from kode_conformance.context import Context, Unverified, Violation, difference
 from kode_conformance.harness import Handle, Space
 from kode_conformance.instruments.pace import in_time
+from kode_conformance.instruments.patience import within
 from kode_conformance.kills.child import CAN_FORK
 from kode_conformance.kills.writes import (
     Expected,
@@ -148,7 +149,7 @@ class Killer:
         assert child.stdin is not None
         child.stdin.write(json.dumps(request).encode() + b"\n")
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with within(_ANSWER_SECONDS):
                 lines = await self._reports(child)
         except TimeoutError:
             raise Violation(f"a process that used the store gave no answer in {_ANSWER_SECONDS:g} s") from None

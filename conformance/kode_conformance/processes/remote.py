@@ -15,6 +15,7 @@ from typing import Any, Final
 import kode_core.errors
 from kode_conformance.context import Violation
 from kode_conformance.harness import Handle, StoreHarness
+from kode_conformance.instruments.patience import within
 
 __all__ = ["RemoteStore", "another_process", "serve"]
 
@@ -49,7 +50,7 @@ class RemoteStore:
         assert self._child.stderr is not None
         self._child.stdin.write(base64.b64encode(pickle.dumps((name, args, kwargs))) + b"\n")
         try:
-            async with asyncio.timeout(_SECONDS):
+            async with within(_SECONDS):
                 raw = await self._child.stdout.readline()
         except TimeoutError:
             raise Violation(f"{name} in another process did not end within {_SECONDS:g} s") from None

@@ -143,7 +143,7 @@ async def count_up(store: ExtendedStore, agent_id: str, rounds: int) -> None:
     done = 0
     while done < rounds:
         try:
-            async with store.acquire_agent_lock(agent_id, ttl_ms=5000, wait_ms=60_000) as lease:
+            async with store.acquire_agent_lock(agent_id, ttl_ms=60_000, wait_ms=600_000) as lease:
                 info = cast(AgentInfo, await store.load_info(agent_id))
                 n = info.metadata["n"]
                 await asyncio.sleep(0.001)

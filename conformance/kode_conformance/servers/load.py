@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, Protocol
 
+from kode_conformance.instruments.patience import within
 from kode_conformance.values import samples
 from kode_core.errors import Retry, StorageError
 from kode_core.model import Message
@@ -109,7 +110,7 @@ class AppendLog:
     async def more(self, count: int, seconds: float = 60) -> None:
         """Wait until that many more appends were acknowledged."""
         goal = len(self.done) + count
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             while len(self.done) < goal:
                 await asyncio.sleep(0.005)
 

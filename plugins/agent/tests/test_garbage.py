@@ -115,7 +115,7 @@ async def refused(store: ExtendedStore, provider: Any) -> str:
     template = Template("assistant", provider_timeout_ms=20_000)
     agent = await Agent.create(provider=provider, store=store, template=template)
     with pytest.raises(ProviderError) as caught:
-        await asyncio.wait_for(agent.send("Hello?"), 10)
+        await asyncio.wait_for(agent.send("Hello?"), 30)
     status = await agent.status()
     assert (status.state, status.breakpoint, status.waits_for_answer) == ("READY", "READY", True)
     kinds = [each.event.type async for each in store.read_events(agent.id, after_offset=0, channel="monitor")]

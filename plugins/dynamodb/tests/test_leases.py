@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,18 +19,24 @@ from kode_core.batch import Fence
 async def test_no_clock_is_compared_with_another(moto: DynamoDBOptions) -> None:
     """A lease is taken from a holder that was silent for the whole lease, however late it was first seen."""
     holder, other = await open_records(moto), await open_records(moto)
-    token = await holder.acquire_lease("a", "me", 400)
-    assert token is not None
-    await asyncio.sleep(0.5)
-    assert await other.acquire_lease("a", "you", 400) is None  # seen for the first time
-    await asyncio.sleep(0.2)
-    assert await other.acquire_lease("a", "you", 400) is None
-    await asyncio.sleep(0.3)
-    taken = await other.acquire_lease("a", "you", 400)
+    for ttl_ms in (400, 4_000, 20_000):  # until one is seen twice before its time is over
+        agent_id = f"a{ttl_ms}"
+        token = await holder.acquire_lease(agent_id, "me", ttl_ms)
+        assert token is not None
+        await asyncio.sleep(ttl_ms * 0.00125)
+        seen_at = time.monotonic()
+        assert await other.acquire_lease(agent_id, "you", ttl_ms) is None  # seen for the first time
+        await asyncio.sleep(ttl_ms * 0.0005)
+        taken = await other.acquire_lease(agent_id, "you", ttl_ms)
+        if time.monotonic() - seen_at < ttl_ms / 1000:
+            break
+    assert taken is None
+    await asyncio.sleep(ttl_ms * 0.00075)
+    taken = await other.acquire_lease(agent_id, "you", ttl_ms)
     assert taken is not None
     assert taken > token
-    assert not await holder.renew_lease("a", Fence("me", token), 400)
-    assert not await holder.holds_lease("a", Fence("me", token))
+    assert not await holder.renew_lease(agent_id, Fence("me", token), ttl_ms)
+    assert not await holder.holds_lease(agent_id, Fence("me", token))
     await holder.close()
     await other.close()
 

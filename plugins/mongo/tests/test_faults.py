@@ -94,7 +94,7 @@ async def test_a_killed_client_blocks_nobody(own_server: LocalServer, driver: st
     rng = random.Random(4)
     async with await create_extended_store(type="mongo", uri=own_server.uri, driver=driver, max=4) as store:
         await give_up(store, rng, 100)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await store.append_messages("a", [NEW])
         with own_server.client() as client:
             status = client.admin.command("serverStatus")

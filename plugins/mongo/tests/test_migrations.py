@@ -248,7 +248,7 @@ async def test_closing_ends_it(halting: HaltingServer) -> None:
         store = MongoStore(halting.uri, database="old", **SOON)
         opening = asyncio.ensure_future(store.open())
         await until_made(client, "old")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await store.close()
         with pytest.raises(StoreClosedError):
             await opening

@@ -182,7 +182,7 @@ async def test_behind_pgbouncer(bouncer: Bouncer) -> None:
     follower = asyncio.ensure_future(follow())
     await asyncio.sleep(0.1)
     await stores[0].append_event("shared", samples.event(77))
-    assert await asyncio.wait_for(follower, 5) == 77
+    assert await asyncio.wait_for(follower, 30) == 77
     await stores[0].delete("a0")
     assert (await stores[0].check_consistency()).consistent
     await asyncio.gather(*(store.close() for store in stores))
