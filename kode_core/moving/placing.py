@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from kode_core.errors import (
@@ -18,10 +19,17 @@ from kode_core.moving.lines import Fingerprint, fingerprint
 from kode_core.moving.outcomes import Existing, MovedAgent, Outcome
 from kode_core.protocols import ExtendedStore
 
-__all__ = ["load", "place"]
+__all__ = ["OF_ONE_AGENT", "load", "place", "write_agent"]
 
-_OF_THE_AGENT: Final = (InvalidArgumentError, UnsupportedError, StoreBusyError, StoreTimeoutError, ConflictError)
-"""Errors that end the import of one agent and of no other: one that is large may take longer than a call may."""
+OF_ONE_AGENT: Final = (
+    InvalidArgumentError,
+    UnsupportedError,
+    StoreBusyError,
+    StoreTimeoutError,
+    ConflictError,
+    CorruptRecordError,
+)
+"""Errors of the target that end the import of one agent alone: one that is large may take longer than a call may."""
 _OTHERS: Final = "the target has an agent of that id with other records"
 
 
@@ -39,49 +47,64 @@ async def load(store: ExtendedStore, agent_id: str) -> AgentRecords | MovedAgent
 async def place(store: ExtendedStore, records: AgentRecords, taken: Fingerprint, existing: Existing) -> MovedAgent:
     """Write an agent, unless the store has it already; *taken* is its fingerprint."""
 
-    def moved(outcome: Outcome, reason: str = "") -> MovedAgent:
-        return MovedAgent(
-            agent_id=records.agent_id,
-            outcome=outcome,
-            reason=reason,
-            counts=taken.counts,
-            digest=taken.digest,
-            size=taken.size,
-        )
+    async def is_same(there: AgentRecords) -> bool:
+        return (await fingerprint(there)).digest == taken.digest
 
+    outcome, reason = await write_agent(store, records, existing, is_same)
+    return MovedAgent(
+        agent_id=records.agent_id,
+        outcome=outcome,
+        reason=reason,
+        counts=taken.counts,
+        digest=taken.digest,
+        size=taken.size,
+    )
+
+
+async def write_agent(
+    store: ExtendedStore,
+    records: AgentRecords,
+    existing: Existing,
+    is_same: Callable[[AgentRecords], Awaitable[bool]],
+) -> tuple[Outcome, str]:
+    """Write an agent, unless the store has one that *is_same*; the outcome, and the reason if it was not written.
+
+    Raises:
+        KodeError: an error that is not of this agent alone, and none of ``OF_ONE_AGENT``.
+    """
     agent_id, is_unsure = records.agent_id, False
     try:
         if await store.load_version(agent_id) == ABSENT:  # a hint: an import is tried only where it may succeed
             await store.import_agent(agent_id, records)
-            return moved("copied")
-    except ConflictError:
+            return "copied", ""
+    except (ConflictError, CorruptRecordError):
         pass
     except OutcomeUnknownError:
         is_unsure = True
-    except _OF_THE_AGENT as exc:
-        return moved("refused", str(exc))
+    except OF_ONE_AGENT as exc:
+        return "refused", str(exc)
     there: AgentRecords | None = None
     try:
         there = await store.load_agent(agent_id)
         if there is None:
             await store.import_agent(agent_id, records)
-            return moved("copied")
-        if (await fingerprint(there)).digest == taken.digest:
-            return moved("copied" if is_unsure else "known")
+            return "copied", ""
+        if await is_same(there):
+            return ("copied" if is_unsure else "known"), ""
         if existing == "skip":
-            return moved("skipped", _OTHERS)
+            return "skipped", _OTHERS
         if existing == "refuse":
-            return moved("refused", f"{_OTHERS}, which existing='refuse' leaves as they are")
+            return "refused", f"{_OTHERS}, which existing='refuse' leaves as they are"
     except CorruptRecordError as exc:
         if existing != "replace":
-            return moved("refused", f"the target has an agent of that id that cannot be read: {exc}")
-    except _OF_THE_AGENT as exc:
-        return moved("refused", str(exc))
+            return "refused", f"the target has an agent of that id that cannot be read: {exc}"
+    except OF_ONE_AGENT as exc:
+        return "refused", str(exc)
     try:
         await _replace(store, records, there)
-    except _OF_THE_AGENT as exc:
-        return moved("refused", str(exc))
-    return moved("replaced")
+    except OF_ONE_AGENT as exc:
+        return "refused", str(exc)
+    return "replaced", ""
 
 
 async def _replace(store: ExtendedStore, records: AgentRecords, there: AgentRecords | None) -> None:
@@ -89,7 +112,7 @@ async def _replace(store: ExtendedStore, records: AgentRecords, there: AgentReco
     await store.delete(records.agent_id)
     try:
         await store.import_agent(records.agent_id, records)
-    except _OF_THE_AGENT:
+    except OF_ONE_AGENT:
         if there is not None:
             await store.import_agent(records.agent_id, there)
         raise
