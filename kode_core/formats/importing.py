@@ -43,6 +43,9 @@ _OF_OTHERS: Final = {"adk": "kode-adk", "claude": "kode-claude-agent", "openai-a
 _OWN: Final = {"langgraph": "kode_core.formats.langgraph.threads:open_threads"}
 """Importers of the core; a distribution that has one of the same name replaces it."""
 
+_FIRST_MS: Final = 1
+"""The earliest time of a last change that stores keep."""
+
 Outcome: TypeAlias = Literal["imported", "replaced", "importable", "known", "refused", "left out"]
 
 _COUNTED: Final = {
@@ -172,6 +175,9 @@ async def place(agent: ForeignAgent, store: ExtendedStore | None, *, skip_damage
         KodeError: an error that is not of this agent alone.
     """
     records, found = agent.records, agent.found
+    if type(records.updated_at) is int and records.updated_at < _FIRST_MS:
+        found.changed["an agent without a time has the first one that stores keep, at the begin of 1970"] += 1
+        records = changed(records, updated_at=_FIRST_MS)
     counts = counts_of(records)
 
     def outcome(name: Outcome, reason: str = "") -> Imported:
