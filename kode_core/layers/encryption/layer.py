@@ -66,7 +66,7 @@ class Encryption(Blinding):
 
     # --- keys
 
-    async def prepare(self) -> None:
+    async def check_store(self) -> None:
         """Get the keys and the store's secret, if it has one, so that a wrong key is reported when a store is opened.
 
         Raises:
