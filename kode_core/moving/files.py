@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from kode_core.authoring.drafts import draft_of
-from kode_core.authoring.files import make_file
+from kode_core.authoring.files import make_file, system_error
 from kode_core.authoring.lines import BoundedLines, Line
-from kode_core.errors import ArchiveError, BackendImportError, InvalidArgumentError, KodeError, StoreUnavailableError
+from kode_core.errors import ArchiveError, BackendImportError, InvalidArgumentError, KodeError
 
 __all__ = ["LINE_COST", "MAGIC", "MAX_AGENT", "MAX_LINE", "Lines", "Sink", "opened_to_read", "opened_to_write"]
 
@@ -70,13 +70,19 @@ async def opened_to_write(target: str | Path | IO[bytes]) -> AsyncIterator[Sink]
 
     Raises:
         InvalidArgumentError: the file exists already, or its folder does not.
-        StoreUnavailableError: the file cannot be written.
+        StoreFullError: there is no room for the file; nothing is left of it.
+        StorageError: the file cannot be written.
     """
     if not isinstance(target, str | Path):
-        sink = Sink(target)
-        yield sink
-        await sink.flush()
-        await asyncio.to_thread(target.flush)
+        try:
+            sink = Sink(target)
+            yield sink
+            await sink.flush()
+            await asyncio.to_thread(target.flush)
+        except OSError as exc:
+            if isinstance(exc, KodeError | BrokenPipeError):  # of the store; a reader that has enough
+                raise
+            raise system_error(exc, "the archive cannot be written") from None
         return
     path = Path(target)
     try:
@@ -99,7 +105,7 @@ async def opened_to_write(target: str | Path | IO[bytes]) -> AsyncIterator[Sink]
     except OSError as exc:
         if isinstance(exc, KodeError):  # of the store, not of the file
             raise
-        raise StoreUnavailableError(f"the archive {path} cannot be written: {exc.strerror or exc}") from None
+        raise system_error(exc, f"the archive {path} cannot be written") from None
 
 
 def _make(draft: Path) -> None:
