@@ -74,8 +74,8 @@ async def refuse_without_layers(base: Engine, layers: Sequence[Engine]) -> None:
 async def shown_layers(around: Engine, known: Sequence[Engine]) -> list[Engine]:
     """The layers that a function put around the last of *known*, each of which looks at its keys and at the store.
 
-    They are *around* and those that it shows by its attribute ``inner``: a layer that shows nothing of its inside hides
-    no layer that is known, and counts for none that is not.
+    They are *around* and those that it shows by its attribute ``inner``. Layers in *known* count in any case, and a
+    hidden layer never does.
 
     Raises:
         KodeError: the configuration of a layer is wrong, or it does not fit the store.
@@ -86,7 +86,7 @@ async def shown_layers(around: Engine, known: Sequence[Engine]) -> list[Engine]:
         shown.insert(0, layer)
         layer = getattr(layer, "inner", None)
     for one in shown:
-        check = getattr(type(one), "check_store", None)  # not what it forwards to
+        check = getattr(type(one), "check_store", None)  # of its own: it may forward attributes
         if check is not None:
             await check(one)
     return shown
