@@ -10,7 +10,7 @@ __all__ = ["layers_of"]
 
 
 async def layers_of(store: ExtendedStore) -> list[Engine]:
-    """The engine of an open store and those that it shows inside, the outermost first; none if it has no engine."""
+    """The engine of an open store and the engines inside of it, the outermost first; none of a store without engine."""
     found: list[Engine] = []
     engine = await store._context.open() if isinstance(store, EngineStore) else None
     while engine is not None and all(engine is not one for one in found):
