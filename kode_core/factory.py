@@ -15,8 +15,8 @@ from kode_core.config import Configured, configure
 from kode_core.engine import Engine
 from kode_core.errors import ConfigurationError, IncompatibleBackendError, KodeError, StoreUnavailableError
 from kode_core.hybrid.companion import refuse_without_files
-from kode_core.layers.configured import own_layers, prepare
-from kode_core.layers.required import refuse_without_layers
+from kode_core.layers.configured import own_layers
+from kode_core.layers.required import refuse_without_layers, shown_layers
 from kode_core.opened import checked_layers, layered_engine, opened_engine, opened_store
 from kode_core.operation import Observer, checked_observers
 from kode_core.plugins import Backend, EngineLayer, registry
@@ -301,12 +301,12 @@ async def open_engine(configured: Configured, layers: Sequence[EngineLayer] = ()
     else:
         async with _closed_on_error(engine):
             await refuse_without_files(engine)
-    base = engine
+    base, around = engine, list[Engine]()
     async with _closed_on_error(engine):
         for layer in (*own_layers(configured.store), *registry.layers(configured.options), *layers):
             engine = _around(layer, engine)
-            await prepare(engine)
-        await refuse_without_layers(base, engine)
+            around += await shown_layers(engine, (base, *around))
+        await refuse_without_layers(base, around)
     return engine
 
 

@@ -41,6 +41,28 @@ async def agents(lines):
         yield ForeignAgent(AgentRecords(agent_id=info.agent_id, info=info, **held), found)
 '''
 
+REFUSING = """
+import os
+from kode_core import errors
+from kode_core.layers import Layer
+from kode_core.plugins import hookimpl
+
+class Refusing(Layer):
+    async def commit(self, batches):
+        kind = os.environ.get("REFUSED_BY")
+        if kind and any(batch.agent_id in ("note-1", "chat-1") for batch in batches):
+            raise getattr(errors, kind)("it is too much for this store")
+        return await super().commit(batches)
+
+class Plugin:
+    @hookimpl
+    def kode_engine_layers(self, options):
+        return Refusing
+
+plugin = Plugin()
+"""
+"""A plugin whose layer refuses each commit for one agent, with the error that a variable names."""
+
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,8 +73,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (described / "METADATA").write_text("Metadata-Version: 2.1\nName: notes\nVersion: 1.0\n")
     (described / "entry_points.txt").write_text(
         "[kode.importers]\nnotes = notes_importer:open_notes\nbroken = no_module:x\n"
+        "[kode.plugins]\nrefusing = refusing:plugin\n"
     )
     (place / "notes_importer.py").write_text(IMPORTER)
+    (place / "refusing.py").write_text(REFUSING)
     monkeypatch.setenv("PYTHONPATH", f"{place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
 
 
@@ -196,3 +220,50 @@ def test_chats_are_not_taken_for_something_else(value: object, tmp_path: Path) -
     """Whatever fields they have besides."""
     (tmp_path / "chat.jsonl").write_bytes(lines_of(value, value))
     assert kode("import", "chat.jsonl", "--store", "sqlite:///new.db")[0].startswith("imported 2 agents, 2 messages")
+
+
+CHATS = "".join(
+    json.dumps({"id": f"chat-{i}", "messages": [{"role": "user", "content": "a"}]}) + "\n" for i in range(3)
+)
+
+
+@pytest.mark.parametrize("kind", ["UnsupportedError", "StoreTimeoutError"])
+@pytest.mark.parametrize("form", ["notes", "openai-chat"])
+def test_an_error_of_one_agent_ends_no_import(
+    installed: None, form: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reported for its agent, the others are imported, and the exit code is 1."""
+    Path("notes").write_text("one\ntwo\nthree\n")
+    Path("openai-chat").write_text(CHATS)
+    target = ("--store", "sqlite:///new.db")
+    monkeypatch.setenv("REFUSED_BY", kind)
+    out, err = kode("import", "--from", form, form, *target, code=1)
+    assert out.startswith("imported 2 agents, 2 messages")
+    assert "it is too much for this store" in err and err.count("too much") == 1
+    assert ("refused note-1: " if form == "notes" else "openai-chat: conversation 2: ") in err
+    monkeypatch.delenv("REFUSED_BY")
+    out, _ = kode("import", "--from", form, form, *target)
+    assert out.startswith("imported 1 agent, 1 message") and "2 agents were there already" in out
+
+
+@pytest.mark.parametrize("kind", ["StoreUnavailableError", "StoreFullError"])
+@pytest.mark.parametrize("form", ["notes", "openai-chat"])
+def test_an_error_of_the_store_ends_the_import(
+    installed: None, form: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other agent is tried; the import goes on once the store can be written."""
+    Path("notes").write_text("one\ntwo\nthree\n")
+    Path("openai-chat").write_text(CHATS)
+    monkeypatch.setenv("REFUSED_BY", kind)
+    done = subprocess.run(
+        (*KODE, "import", "--from", form, form, "--store", "sqlite:///new.db"),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode not in (0, 1) and "it is too much for this store" in done.stderr
+    assert "imported" not in done.stdout and "Traceback" not in done.stderr
+    monkeypatch.delenv("REFUSED_BY")
+    out, _ = kode("import", "--from", form, form, "--store", "sqlite:///new.db")
+    assert out.startswith("imported 2 agents, 2 messages") and "1 agent was there already" in out

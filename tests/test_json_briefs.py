@@ -16,7 +16,7 @@ import pytest
 from kode_conformance.values import samples
 
 from kode_core import ExtendedStore, Message, ToolCallRecord, create_extended_store
-from kode_core.backends.json_files import briefs
+from kode_core.backends.json_files import briefs, signatures
 from kode_core.backends.json_files.folder import Folder
 from kode_core.backends.json_files.journal import Journal
 
@@ -36,7 +36,7 @@ def folder_of(store: Any) -> Folder:
 
 @pytest.fixture(autouse=True)
 def soon_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(briefs, "_SETTLED_NS", _SETTLED_MS * 1_000_000)
+    monkeypatch.setattr(signatures, "_SETTLED_NS", _SETTLED_MS * 1_000_000)
 
 
 async def settled() -> None:
@@ -109,7 +109,7 @@ async def test_a_file_that_did_not_change_is_not_read_again(monkeypatch: pytest.
 
 async def test_a_file_that_has_just_changed_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """While another change might get the same time, the times are not relied on."""
-    monkeypatch.setattr(briefs, "_SETTLED_NS", 3_600 * 1_000_000_000)
+    monkeypatch.setattr(signatures, "_SETTLED_NS", 3_600 * 1_000_000_000)
     async with opened() as store:
         await one(store, "a1")
         await found(store)

@@ -22,6 +22,7 @@ from kode_core import (
     from_dict,
 )
 from kode_core.formats.kode_sdk import Imported, import_agents, open_source
+from tests.killed_writers import digests, leave_half_written
 from tests.sdk_stores import (
     CALL,
     CREATED,
@@ -379,6 +380,22 @@ async def test_a_database_with_a_log_is_left_as_a_crash_left_it(tmp_path: Path) 
     assert whole.message_times == (CREATED + 8_000,) * 2
     assert (whole.tool_calls[0].is_error, whole.snapshots[0].created_at) == (True, CREATED)
     assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+async def test_a_killed_writer_of_a_database(tmp_path: Path, mode: str) -> None:
+    """A transaction behind its commit is read from the log, and one that was half written is rolled back in a copy."""
+    path = tmp_path / "source" / "agents.db"
+    path.parent.mkdir()
+    make_tables(path, {"agt-1": {"agents": [info("agt-1")], "messages": MESSAGES, "tool_calls": [CALL]}})
+    before = leave_half_written(path, mode, "DELETE FROM messages", "UPDATE agents SET template_id = 'half'")
+    async with create_extended_store("memory:") as store, open_source(str(path), without_files=True) as source:
+        (found,) = [one async for one in import_agents(source, store)]
+        assert found.outcome == "imported"
+        there = await store.load_agent("agt-1")
+    assert there is not None and there.info is not None
+    assert (len(there.messages), there.info.template_id == "half") == ((0, True) if mode == "wal" else (2, False))
+    assert digests(path.parent) == before
 
 
 async def test_files_without_a_row_are_brought_from_their_folder(tmp_path: Path) -> None:

@@ -618,6 +618,22 @@ async def test_importing_twice_changes_nothing(imported_runs: list[ImportedConve
         assert (await store.check_consistency()).consistent
 
 
+async def test_an_interrupted_import_goes_on() -> None:
+    """Of a conversation whose snapshot is missing, the snapshot is written; one that differs is refused as before."""
+    conversation = convert([HELLO])[0]
+    async with create_extended_store("memory:") as store:
+        await import_conversation(store, conversation)
+        whole = await everything(store, [conversation])
+        await store.prune(conversation.agent_id, keep_snapshots=0)
+        assert await store.list_snapshots(conversation.agent_id) == []
+        assert await import_conversation(store, conversation)
+        assert await everything(store, [conversation]) == whole
+        assert not await import_conversation(store, conversation)
+        await store.save_snapshot(conversation.agent_id, conversation.snapshot.replace(created_at=1))
+        with pytest.raises(InvalidArgumentError, match="is there already and differs"):
+            await import_conversation(store, conversation)
+
+
 TIMES: Final = (
     (
         {"created": 1_700_000_000, "messages": [user("a"), user("b")]},

@@ -137,8 +137,59 @@ async def test_a_lock_and_deleted_agents_are_no_plain_text(form: str, tmp_path: 
         await create_extended_store(url, layers=[encrypted(KEYS)])
 
 
-async def test_an_engine_that_shows_nothing_of_its_inside_is_not_refused() -> None:
-    """It may have the layer inside."""
+class Hides(Forwards):
+    """Does not forward what it does not know either."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("inner", "required"):
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+
+@pytest.mark.parametrize("opaque", [Forwards, Hides])
+@pytest.mark.parametrize("form", URLS)
+async def test_a_layer_that_shows_nothing_takes_the_place_of_none(form: str, opaque: Any, tmp_path: Path) -> None:
+    """A store that needs keys is refused without them, whatever is around it, and so is one that needs to unpack."""
+    url = url_of(form, tmp_path)
+    layers = [encrypted(KEYS), compressed(), opaque]
+    async with create_extended_store(url, layers=layers) as store:
+        await store.append_messages("a", [Message.user("word " * 1_000)])
+    for given in ([opaque], [opaque, Reads], [Reads, opaque], [compressed(), opaque]):
+        with pytest.raises(ConfigurationError, match="is encrypted: give its keys"):
+            await create_extended_store(url, layers=given)
+    with pytest.raises(ConfigurationError, match="has compressed records"):
+        await create_extended_store(url, layers=[encrypted(KEYS), opaque])
+    for given in (layers, [opaque, *layers], [encrypted(KEYS), opaque, compressed()]):
+        async with create_extended_store(url, layers=given) as store:
+            assert len(await store.load_messages("a")) == 1
+
+
+async def test_layers_that_one_function_puts_around_count() -> None:
+    """By the attribute inner; a function that hides them says so by it."""
+    url = "memory:required-composed"
+
+    def shown(engine: Engine) -> Engine:
+        return Reads(encrypted(KEYS)(engine))
+
+    def hidden(engine: Engine) -> Engine:
+        return Hides(shown(engine))  # type: ignore[return-value]
+
+    async with create_extended_store(url) as store:
+        await store.append_messages("a", [Message.user("x")])
+    with pytest.raises(ConfigurationError, match="has records as plain text, and keys were given"):
+        await create_extended_store(url, layers=[shown])
+    async with create_extended_store(url) as store:
+        await store.delete("a")
+    async with create_extended_store(url, layers=[shown]) as store:
+        await store.append_messages("a", [Message.user("x")])
+    async with create_extended_store(url, layers=[shown]) as store:
+        assert len(await store.load_messages("a")) == 1
+    with pytest.raises(ConfigurationError, match="is encrypted"):
+        await create_extended_store(url, layers=[hidden])
+
+
+async def test_a_layer_around_the_keys_may_show_nothing() -> None:
+    """The keys were given by themselves."""
     url = "memory:required-opaque"
     async with create_extended_store(url, layers=[encrypted(KEYS), Forwards]) as store:
         await store.append_messages("a", [Message.user("x")])

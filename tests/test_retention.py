@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import subprocess
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -476,6 +478,32 @@ async def test_memory_is_bounded(tmp_path: Path) -> None:
             tracemalloc.stop()
             assert report.policies[0].agents == end
     assert peaks[1] < peaks[0] * 2
+
+
+async def test_memory_of_deletes_is_bounded(tmp_path: Path) -> None:
+    """A thousand deleted agents take no more memory than two hundred, and leave no row; progress counts them."""
+    peaks, path = [], tmp_path / "a.db"
+    async with create_extended_store(f"sqlite:///{path}", durability="fast") as store:
+        for number in (200, 1_000):
+            for i in range(0, number, 50):
+                await filled(store, [f"a-{j}" for j in range(i, i + 50)])
+            seen: list[int] = []
+            tracemalloc.start()
+            report = await apply_retention(
+                store,
+                [RetentionPolicy(delete_after="1d")],
+                now=now_ms() + 2 * DAY,
+                progress=lambda done, _, seen=seen: seen.append(done),  # type: ignore[misc]
+            )
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert report.policies[0].deleted == number
+            assert seen == sorted(seen) and seen[-1] == number and len(seen) >= number / 10
+        assert await store.list(include_without_info=True) == []
+    assert peaks[1] < peaks[0] * 2
+    with closing(sqlite3.connect(path)) as db:
+        for table in ("messages", "agents", "leases", "events"):
+            assert db.execute(f"SELECT count(*) FROM kode_{table}").fetchone() == (0,), table
 
 
 # --- The command ------------------------------------------------------------------------------------------------------

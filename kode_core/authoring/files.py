@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from kode_core.authoring.modes import create_file, set_mode_and_owner
+from kode_core.errors import StorageError, StoreFullError, StoreReadOnlyError, StoreUnavailableError
 
 if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
 
-__all__ = ["make_file", "open_file", "open_or_make", "take_lock", "unlock"]
+__all__ = ["make_file", "open_file", "open_or_make", "system_error", "take_lock", "unlock"]
 
 _TRIES: Final = 100
 
@@ -29,6 +30,22 @@ _LOCKED_BYTE: Final = 1 << 20  # Windows locks bytes: this one is never read or 
 
 
 _PLAINLY: Final = sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
+
+
+_KINDS: Final[dict[int, type[StorageError]]] = {
+    errno.ENOSPC: StoreFullError,
+    errno.EDQUOT: StoreFullError,
+    errno.EFBIG: StoreFullError,
+    errno.EROFS: StoreReadOnlyError,
+    errno.EACCES: StoreReadOnlyError,
+    errno.EPERM: StoreReadOnlyError,
+}
+
+
+def system_error(exc: OSError, problem: str) -> StorageError:
+    """The error of this library for one of the system: no room, no permission, or another; *problem* begins it."""
+    kind = _KINDS.get(exc.errno or 0, StoreUnavailableError)
+    return kind(f"{problem}: {exc.strerror or exc}")
 
 
 def open_file(path: Path, flags: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Final, NamedTuple
 
+import msgspec
 import typer
 from rich.console import RenderableType
 from rich.text import Text
@@ -15,6 +16,9 @@ from kode_core.cli.output import count, holdings, print_json, show, visible, wat
 from kode_core.cli.queries import run
 from kode_core.cli.tables import table
 from kode_core.config import Configured
+from kode_core.engine import Engine
+from kode_core.layers.required import COMPRESSION, ENCRYPTION, Required
+from kode_core.model import Json
 from kode_core.protocols import ExtendedStore
 from kode_core.report import (
     ConsistencyCheckResult,
@@ -24,6 +28,7 @@ from kode_core.report import (
     StorageSize,
     StoreHealthStatus,
 )
+from kode_core.store.layered import layers_of
 from kode_core.store.repairs import Repairable
 
 __all__ = ["EXAMPLES", "doctor"]
@@ -43,6 +48,8 @@ class _Findings(NamedTuple):
     consistency: ConsistencyCheckResult | None = None
     size: StorageSize | None = None
     repair: RepairResult | None = None
+    encryption: dict[str, Json] | None = None
+    compression: dict[str, Json] | None = None
 
     @property
     def sound(self) -> bool:
@@ -65,6 +72,8 @@ def doctor(
     Without --repair, the check changes nothing. It reads the whole store, so a large one takes its time. The exit code
     is 0 when all is well, 1 when there are problems, and 2 when the store cannot be opened.
 
+    It says under which key a store is encrypted, from which size on it is compressed, and by which options.
+
     --repair first finishes the writes, deletes and forks of processes that died, and removes records that no reader can
     reach any more. The store would do the same some minutes later. It is safe while programs use the store. It changes
     no readable record and does not mend damage: restore a backup for that.
@@ -86,7 +95,18 @@ async def _examine(target: str | None, agent_id: str | None, *, repair: bool) ->
         repaired = await _repaired(store, agent_id) if repair else None
         with watched("checked") as progress:
             consistency = await store.check_consistency(agent_id, progress=progress)
-        return _Findings(health, consistency, (await store.get_metrics()).storage, repaired)
+        size, layers = (await store.get_metrics()).storage, await layers_of(store)
+        kept = (_described(layers, ENCRYPTION), _described(layers, COMPRESSION))
+        return _Findings(health, consistency, size, repaired, *kept)
+
+
+def _described(layers: Sequence[Engine], required: Required) -> dict[str, Json] | None:
+    """The description of a layer by which records are stored in another form; None without it."""
+    for layer in layers:
+        if getattr(type(layer), "required", None) is required:
+            found: dict[str, Json] = getattr(layer, "described", dict)()
+            return found
+    return None
 
 
 async def _repaired(store: ExtendedStore, agent_id: str | None) -> RepairResult:
@@ -103,7 +123,18 @@ def _as_json(configured: Configured, findings: _Findings) -> dict[str, Any]:
         "source": configured.source,
         "places": places(configured),
     }
-    return {"store": where, **findings._asdict()}
+    found = findings._asdict()
+    for name in ("encryption", "compression"):
+        if found[name] is not None:
+            found[name] = {**found[name], "options": _options(configured, name)}
+    return {"store": where, **found}
+
+
+def _options(configured: Configured, kind: str) -> list[str]:
+    """The options of the store that begin with *kind* and are given; none if a plugin brings the layer."""
+    store = configured.store
+    fields = [field for field in msgspec.structs.fields(store) if field.name.startswith(kind)]
+    return [field.name for field in fields if getattr(store, field.name) != field.default]
 
 
 def _print(configured: Configured, findings: _Findings) -> None:
@@ -127,6 +158,8 @@ def _summary(configured: Configured, findings: _Findings) -> Iterator[Text]:
     if findings.size is not None:
         yield _entry("holds", Text(holdings(findings.size)))
         yield _entry("text search", Text(_text_search(findings.size)))
+        yield _entry("encryption", Text(visible(_encryption(configured, findings.encryption))))
+        yield _entry("compression", Text(visible(_compression(configured, findings.compression))))
     if findings.consistency is not None:
         yield _entry("consistency", _verdict(findings.consistency, findings.size))
 
@@ -139,6 +172,25 @@ def _text_search(size: StorageSize) -> str:
     waiting = f", {count(size.texts_waiting, 'message')} not in it yet" if size.texts_waiting else ""
     kept = "; it keeps parts of deleted messages until kode text-index rebuild" if size.texts_of_deleted else ""
     return f"index{waiting}{kept}"
+
+
+def _encryption(configured: Configured, found: dict[str, Json] | None) -> str:
+    if found is None:
+        return "none"
+    keys: Any = found.get("keys") or ["?"]
+    others = f", and reads with {count(len(keys) - 1, 'more key')}" if len(keys) > 1 else ""
+    plain = "; records as plain text are read, too" if found.get("plaintext") == "read" else ""
+    return f"writes under the key {keys[0]}{others}{_by(configured, 'encryption')}{plain}"
+
+
+def _compression(configured: Configured, found: dict[str, Json] | None) -> str:
+    if found is None:
+        return "none"
+    return f"of bodies from {found.get('minBytes', 0):,} bytes on{_by(configured, 'compression')}"
+
+
+def _by(configured: Configured, kind: str) -> str:
+    return f", by {', '.join(_options(configured, kind)) or 'a layer of a plugin'}"
 
 
 def _entry(name: str, value: Text) -> Text:

@@ -29,6 +29,7 @@ from kode_core.formats.openai_chat import (
     read_conversations,
 )
 from kode_core.formats.recognising import recognise
+from kode_core.moving.placing import OF_ONE_AGENT
 
 __all__ = ["EXAMPLES", "import_file"]
 
@@ -202,9 +203,10 @@ async def _import(
                         counts.add(conversation)
                     else:
                         counts.known += 1
-                except InvalidArgumentError as exc:
+                except OF_ONE_AGENT as exc:
                     counts.refused += 1
-                    progress.console.print(Text(f"error: {visible(str(exc))}"), soft_wrap=True)
+                    where = "" if isinstance(exc, InvalidArgumentError) else f"{raw.place}: "
+                    progress.console.print(Text(f"error: {visible(f'{where}{exc}')}"), soft_wrap=True)
     return counts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BufferedIOBase, BufferedReader
 from itertools import chain, islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from kode_core.authoring.lines import MAX_TEXT, BoundedLines, Line, LongTextError
 from kode_core.errors import InvalidArgumentError
 from kode_core.jsonvalue import decode_json
 from kode_core.model import Json
@@ -32,14 +33,18 @@ class Document(NamedTuple):
     Attributes:
         number: its place in the file, from 1.
         total: the number of documents in the file; None if it is only known at the end.
+        problem: the reason why it was not read.
     """
 
     number: int
     text: bytes
     total: int | None
+    problem: str = ""
 
     def value(self) -> Json:
-        """The parsed document; raises InvalidArgumentError if it is not JSON."""
+        """The parsed document; raises InvalidArgumentError if it was not read, or is not JSON."""
+        if self.problem:
+            raise InvalidArgumentError(self.problem)
         if self.text.startswith(SQLITE):
             raise InvalidArgumentError(
                 "this is an SQLite database, not JSON: --from says what wrote it, as in kode import --from langgraph"
@@ -54,21 +59,31 @@ def read_documents(path: Path, is_part: Callable[[Json], bool]) -> Iterator[Docu
     """The documents of a file, read on demand: JSON Lines are never in memory as a whole.
 
     *is_part* gets the first item of a list, and returns True if the list is a single document that the item is a part
-    of.
+    of. A line, and a file that is no JSON Lines, has at most ``MAX_TEXT`` bytes.
 
     Raises:
-        InvalidArgumentError: the file cannot be read or unpacked, or is neither JSON nor JSON Lines.
+        InvalidArgumentError: the file cannot be read or unpacked, is neither JSON nor JSON Lines, or is one text that
+            is too long. A line that is too long is a document with a problem.
     """
     lines = _lines(path)
     head = list(islice(lines, 2))
-    if len(head) == 2 and _is_json(head[0]):
-        texts: Iterator[bytes] = chain(head, lines)
-        total = None
-    else:
-        found = _split(path, [*head, *lines], is_part)
-        texts, total = iter(found), len(found)
-    for number, text in enumerate(texts, 1):
-        yield Document(number, bytes(text), total)
+    if len(head) == 2 and _is_json(head[0].text):
+        yield from _documents(chain(head, lines))
+        return
+    held, is_whole = _held(chain(head, lines))
+    text = b"".join(line.text for line in held) if is_whole else b""
+    if len(held) > 1 and _is_json(held[1].text) and not _is_json(text):
+        yield from _documents(chain(held, lines))  # JSON Lines whose first line is broken
+        return
+    if not is_whole:
+        raise InvalidArgumentError(
+            f"{path}: line {held[0].number}: it begins no JSON Lines, and as one JSON text the file is "
+            f"{LongTextError(MAX_TEXT)}; write each conversation on a line of its own"
+        )
+    held.clear()
+    found = _split(path, text, is_part) if text else ()
+    for number, one in enumerate(found, 1):
+        yield Document(number, bytes(one), len(found))
 
 
 def first_lines(path: Path, number: int) -> list[bytes]:
@@ -80,16 +95,34 @@ def first_lines(path: Path, number: int) -> list[bytes]:
         return []
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _documents(lines: Iterable[Line]) -> Iterator[Document]:
+    for number, line in enumerate(lines, 1):
+        problem = f"line {line.number:,} is {line.problem}" if line.problem is not None else ""
+        yield Document(number, line.text, None, problem)
+
+
+def _lines(path: Path) -> Iterator[Line]:
     """The lines that are not blank."""
     try:
         with path.open("rb") as packed, _unpacked(packed) as file:
-            for number, line in enumerate(file):
-                text = line.removeprefix(_BYTE_ORDER_MARK) if number == 0 else line
-                if text.strip():
-                    yield text
+            for line in BoundedLines(file, MAX_TEXT):
+                text = line.text.removeprefix(_BYTE_ORDER_MARK) if line.number == 1 else line.text
+                if line.problem is not None or text.strip():
+                    yield line._replace(text=text)
     except (OSError, EOFError, zlib.error) as exc:
         raise InvalidArgumentError(f"{path} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+
+
+def _held(lines: Iterator[Line]) -> tuple[list[Line], bool]:
+    """The first two lines and more, up to ``MAX_TEXT`` bytes, and whether these are all."""
+    held, size, is_long = list[Line](), 0, False
+    for line in lines:
+        held.append(line)
+        size += len(line.text)
+        is_long = is_long or line.problem is not None or size > MAX_TEXT
+        if is_long and len(held) > 1:
+            break
+    return held, not is_long
 
 
 def _unpacked(file: BufferedReader) -> BufferedIOBase:
@@ -104,13 +137,10 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _split(path: Path, lines: Sequence[bytes], is_part: Callable[[Json], bool]) -> Sequence[bytes]:
-    """The documents of a file whose first line is not one."""
-    text = b"".join(lines)
-    if len(lines) > 1 and _is_json(lines[1]) and not _is_json(text):
-        return lines  # JSON Lines whose first line is broken
+def _split(path: Path, text: bytes, is_part: Callable[[Json], bool]) -> Sequence[bytes]:
+    """The documents of a file that is one text."""
     if not text.lstrip().startswith(b"["):
-        return [text] if text else []
+        return [text]
     try:
         items = _items(text)
     except (ValueError, RecursionError) as exc:

@@ -7,7 +7,7 @@ An *importer* reads the store of another program. A distribution brings one by a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Literal, TypeAlias
@@ -15,10 +15,11 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec.structs import replace as changed
 
-from kode_core.errors import ConflictError, InvalidArgumentError
+from kode_core.errors import InvalidArgumentError
 from kode_core.ids import nearest
 from kode_core.model import AgentRecords
 from kode_core.moving.lines import fingerprint
+from kode_core.moving.placing import write_agent
 from kode_core.protocols import ExtendedStore
 
 __all__ = [
@@ -41,6 +42,9 @@ _OF_OTHERS: Final = {"adk": "kode-adk", "claude": "kode-claude-agent", "openai-a
 """Importers of distributions that not every user has installed."""
 _OWN: Final = {"langgraph": "kode_core.formats.langgraph.threads:open_threads"}
 """Importers of the core; a distribution that has one of the same name replaces it."""
+
+_FIRST_MS: Final = 1
+"""The earliest time of a last change that stores keep."""
 
 Outcome: TypeAlias = Literal["imported", "replaced", "importable", "known", "refused", "left out"]
 
@@ -155,40 +159,49 @@ async def import_foreign(
             refused.
         replace: delete an agent of the same id that has other records, and import. Without it the agent is refused.
 
+    An error of one agent, such as one that is too large for the store, is its outcome, and the others are imported.
+
     Raises:
-        KodeError: the store cannot be written.
+        KodeError: the source cannot be read, or the store cannot be written.
     """
     async for agent in agents:
         yield await place(agent, store, skip_damaged=skip_damaged, replace=replace)
 
 
 async def place(agent: ForeignAgent, store: ExtendedStore | None, *, skip_damaged: bool, replace: bool) -> Imported:
-    """Write one agent, or say why it is not written."""
+    """Write one agent, or say why it is not written.
+
+    Raises:
+        KodeError: an error that is not of this agent alone.
+    """
     records, found = agent.records, agent.found
+    if type(records.updated_at) is int and records.updated_at < _FIRST_MS:
+        found.changed["an agent without a time has the first one that stores keep, at the begin of 1970"] += 1
+        records = changed(records, updated_at=_FIRST_MS)
     counts = counts_of(records)
-    agent_id = records.agent_id
 
     def outcome(name: Outcome, reason: str = "") -> Imported:
-        return outcome_of(agent_id, found, name, reason, counts)
+        return outcome_of(records.agent_id, found, name, reason, counts)
 
     if found.damaged and not skip_damaged:
         return outcome("refused", "some of its records cannot be read, and --skip-damaged was not given")
     if store is None:
         return outcome("importable")
-    try:
-        await store.import_agent(agent_id, records)
-    except ConflictError:
-        if await _is_there(store, records):
-            return outcome("known")
-    except InvalidArgumentError as exc:
-        return outcome("refused", str(exc))
-    else:
-        return outcome("imported")
-    if not replace:
-        return outcome("refused", "the store has an agent of that id with other records, and --replace was not given")
-    await store.delete(agent_id)
-    await store.import_agent(agent_id, records)
-    return outcome("replaced")
+
+    async def is_same(there: AgentRecords) -> bool:
+        return (await fingerprint(_comparable(there))).digest == (await fingerprint(_comparable(records))).digest
+
+    written, reason = await write_agent(store, records, "replace" if replace else "skip", is_same)
+    return outcome(*_OUTCOMES[written]) if written in _OUTCOMES else outcome("refused", reason)
+
+
+_OUTCOMES: Final[Mapping[str, tuple[Outcome, str]]] = {
+    "copied": ("imported", ""),
+    "replaced": ("replaced", ""),
+    "known": ("known", ""),
+    "skipped": ("refused", "the store has an agent of that id with other records, and --replace was not given"),
+}
+"""Outcomes by those of :func:`kode_core.moving.placing.write_agent`."""
 
 
 def counts_of(records: AgentRecords) -> dict[str, int]:
@@ -215,14 +228,6 @@ def outcome_of(
 
 def _as_list(value: Any) -> Any:
     return value if isinstance(value, tuple) else () if value is None else (value,)
-
-
-async def _is_there(store: ExtendedStore, records: AgentRecords) -> bool:
-    """Whether the store has exactly these records."""
-    there = await store.load_agent(records.agent_id)
-    if there is None:
-        return False
-    return (await fingerprint(_comparable(there))).digest == (await fingerprint(_comparable(records))).digest
 
 
 def _comparable(records: AgentRecords) -> AgentRecords:

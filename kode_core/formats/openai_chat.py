@@ -33,7 +33,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from kode_core.errors import InvalidArgumentError
 from kode_core.formats.chat_calls import ChatCall, call_record, is_failure, match_calls
@@ -147,37 +147,42 @@ async def import_conversation(store: Store, conversation: ImportedConversation, 
         InvalidArgumentError: the agent exists and differs, or a value cannot be stored; nothing was written.
     """
     with at(conversation.place):
-        if await _is_there(store, conversation):
+        there = await _there(store, conversation)
+        if there == "whole":
             return False
-        if not replace and await _is_taken(store, conversation.agent_id):
+        if there == "other" and not replace and await _is_taken(store, conversation.agent_id):
             raise InvalidArgumentError(
                 f"agent {conversation.agent_id!r:.80} is there already and differs; overwrite it with replace, "
                 "or give another prefix"
             )
         with dated(conversation.times, None if conversation.has_times else now_ms()):
-            await store.save_turn(
-                conversation.agent_id,
-                messages=conversation.messages,
-                tool_calls=conversation.tool_calls,
-                info=conversation.info,
-                events=conversation.events,
-            )
+            if there == "other":
+                await store.save_turn(
+                    conversation.agent_id,
+                    messages=conversation.messages,
+                    tool_calls=conversation.tool_calls,
+                    info=conversation.info,
+                    events=conversation.events,
+                )
             await store.save_snapshot(conversation.agent_id, conversation.snapshot)
     return True
 
 
-async def _is_there(store: Store, conversation: ImportedConversation) -> bool:
+async def _there(store: Store, conversation: ImportedConversation) -> Literal["whole", "turn", "other"]:
+    """The part of a conversation that is stored; an import that was interrupted leaves the turn without a snapshot."""
     agent_id, pace = conversation.agent_id, Pace()
     if await store.load_info(agent_id) != conversation.info:
-        return False
+        return "other"
     if not await _are_same(await store.load_messages(agent_id), conversation.messages, pace):
-        return False
+        return "other"
     if not await _are_same(await store.load_tool_call_records(agent_id), conversation.tool_calls, pace):
-        return False
+        return "other"
     snapshot = await store.load_snapshot(agent_id, conversation.snapshot.id)
-    if snapshot is None or not await _are_same(snapshot.messages, conversation.snapshot.messages, pace):
-        return False
-    return snapshot.replace(messages=()) == conversation.snapshot.replace(messages=())
+    if snapshot is None:
+        return "turn"
+    if not await _are_same(snapshot.messages, conversation.snapshot.messages, pace):
+        return "other"
+    return "whole" if snapshot.replace(messages=()) == conversation.snapshot.replace(messages=()) else "other"
 
 
 async def _are_same(stored: Sequence[Record], given: Sequence[Record], pace: Pace) -> bool:

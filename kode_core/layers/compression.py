@@ -17,6 +17,7 @@ from kode_core.engine import Engine
 from kode_core.errors import ConfigurationError
 from kode_core.layers.bodies import BodyLayer, Place
 from kode_core.layers.required import COMPRESSION, note_required
+from kode_core.model import Json
 from kode_core.pace import Pace
 
 __all__ = ["MAX_TEXT", "MIN_TEXT", "Compression", "compressed", "import_zstd", "packed", "unpacked"]
@@ -96,6 +97,10 @@ class Compression(BodyLayer):
         self._zstd = _zstd()
         self._min_bytes = min_bytes
         self._is_noted = False
+
+    def described(self) -> dict[str, Json]:
+        """The size in bytes from which bodies are compressed; for reports."""
+        return {"minBytes": self._min_bytes}
 
     async def put_on(self, bodies: Sequence[tuple[Place, Body]]) -> Sequence[Body]:
         pace, changed = Pace(), list[Body]()

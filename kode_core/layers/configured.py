@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from kode_core.engine import Engine
 
-__all__ = ["LayerOptions", "own_layers", "prepare"]
+__all__ = ["LayerOptions", "own_layers"]
 
 
 class LayerOptions(Protocol):
@@ -41,10 +41,3 @@ def own_layers(options: LayerOptions) -> list[Callable[[Engine], Engine]]:
 
         layers.append(compressed(min_bytes=options.compression_min_bytes))
     return layers
-
-
-async def prepare(engine: Engine) -> None:
-    """Let a layer that was just put around an engine look at its configuration and at the store."""
-    call = getattr(engine, "prepare", None)
-    if call is not None:
-        await call()

@@ -6,6 +6,7 @@ Without a layer, its records would be reported as damaged, and plain ones would 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from kode_core.batch import ABSENT_DOC, Batch, Doc, DocKind, DocWrite
@@ -13,7 +14,16 @@ from kode_core.codec import Body, digest
 from kode_core.engine import Engine, checks_demands
 from kode_core.errors import ConfigurationError, KodeError
 
-__all__ = ["COMPRESSION", "ENCRYPTION", "NOTES", "Required", "note_required", "refuse_plain", "refuse_without_layers"]
+__all__ = [
+    "COMPRESSION",
+    "ENCRYPTION",
+    "NOTES",
+    "Required",
+    "note_required",
+    "refuse_plain",
+    "refuse_without_layers",
+    "shown_layers",
+]
 
 NOTES: Final = "kode.encryption." * 18
 """Longer than any legal agent id (ID-1): documents under it belong to the layers."""
@@ -46,27 +56,40 @@ COMPRESSION: Final = Required(
 _KNOWN: Final = (ENCRYPTION, COMPRESSION)
 
 
-async def refuse_without_layers(base: Engine, engine: Engine) -> None:
-    """Check that *engine* has all layers around *base* that the store of *base* needs.
-
-    A layer without the attribute ``inner`` may have any layer inside, so that nothing is refused then.
+async def refuse_without_layers(base: Engine, layers: Sequence[Engine]) -> None:
+    """Check that *layers* are all that the store of *base* needs.
 
     Raises:
         ConfigurationError: a layer is missing.
     """
-    given = set[object]()
-    layer: Engine | None = engine
-    while layer is not base:
-        given.add(getattr(layer, "required", None))
-        layer = getattr(layer, "inner", None)
-        if layer is None:
-            return
+    given = {getattr(layer, "required", None) for layer in layers}
     if given.issuperset(_KNOWN):
         return
     noted = {doc.key for doc in await base.docs(NOTES, DocKind.LAYER)}
     for required in _KNOWN:
         if required.key in noted and required not in given:
             raise ConfigurationError(f"{base!r} {required.problem}: {required.remedy}")
+
+
+async def shown_layers(around: Engine, known: Sequence[Engine]) -> list[Engine]:
+    """The layers that a function put around the last of *known*, each of which looks at its keys and at the store.
+
+    They are *around* and those that it shows by its attribute ``inner``. Layers in *known* count in any case, and a
+    hidden layer never does.
+
+    Raises:
+        KodeError: the configuration of a layer is wrong, or it does not fit the store.
+    """
+    shown: list[Engine] = []
+    layer: Engine | None = around
+    while layer is not None and all(layer is not one for one in (*known, *shown)):
+        shown.insert(0, layer)
+        layer = getattr(layer, "inner", None)
+    for one in shown:
+        check = getattr(type(one), "check_store", None)  # of its own: it may forward attributes
+        if check is not None:
+            await check(one)
+    return shown
 
 
 async def refuse_plain(engine: Engine) -> None:

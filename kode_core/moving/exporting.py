@@ -61,7 +61,8 @@ async def export_archive(
 
     Raises:
         InvalidArgumentError: a filter is wrong, or the file exists.
-        StoreUnavailableError: the file cannot be written.
+        StoreFullError: there is no room for the file, and nothing is left of it.
+        StorageError: it cannot be written.
     """
     selection, added = Selection(filters), Sum(on_agent)
     checked_at_once(at_once)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from kode_core.authoring.drafts import draft_of
-from kode_core.authoring.files import make_file
-from kode_core.errors import ArchiveError, BackendImportError, InvalidArgumentError, KodeError, StoreUnavailableError
+from kode_core.authoring.files import make_file, system_error
+from kode_core.authoring.lines import BoundedLines, Line
+from kode_core.errors import ArchiveError, BackendImportError, InvalidArgumentError, KodeError
 
 __all__ = ["LINE_COST", "MAGIC", "MAX_AGENT", "MAX_LINE", "Lines", "Sink", "opened_to_read", "opened_to_write"]
 
@@ -69,13 +70,19 @@ async def opened_to_write(target: str | Path | IO[bytes]) -> AsyncIterator[Sink]
 
     Raises:
         InvalidArgumentError: the file exists already, or its folder does not.
-        StoreUnavailableError: the file cannot be written.
+        StoreFullError: there is no room for the file; nothing is left of it.
+        StorageError: the file cannot be written.
     """
     if not isinstance(target, str | Path):
-        sink = Sink(target)
-        yield sink
-        await sink.flush()
-        await asyncio.to_thread(target.flush)
+        try:
+            sink = Sink(target)
+            yield sink
+            await sink.flush()
+            await asyncio.to_thread(target.flush)
+        except OSError as exc:
+            if isinstance(exc, KodeError | BrokenPipeError):  # of the store; a reader that has enough
+                raise
+            raise system_error(exc, "the archive cannot be written") from None
         return
     path = Path(target)
     try:
@@ -98,7 +105,7 @@ async def opened_to_write(target: str | Path | IO[bytes]) -> AsyncIterator[Sink]
     except OSError as exc:
         if isinstance(exc, KodeError):  # of the store, not of the file
             raise
-        raise StoreUnavailableError(f"the archive {path} cannot be written: {exc.strerror or exc}") from None
+        raise system_error(exc, f"the archive {path} cannot be written") from None
 
 
 def _make(draft: Path) -> None:
@@ -112,51 +119,57 @@ class Lines:
     """The lines of an archive, with their numbers, read ahead in a thread up to a megabyte."""
 
     def __init__(self, file: IO[bytes], max_line: int) -> None:
-        self._file = file
-        self._max = max_line
-        self._taken: Iterator[bytes] = iter(())
+        self._lines = BoundedLines(file, max_line, first=min(max_line, MAX_HEADER))
+        self._taken: Iterator[Line] = iter(())
         self._failed: str | None = None
-        self._is_begun = False
         self.number = 0
 
-    async def next(self) -> bytes | None:
+    async def next(self, *, past_long: bool = False) -> bytes | None:
         """The next line, with its line feed; None at the end.
+
+        Args:
+            past_long: pass over lines that are too long, instead of raising.
 
         Raises:
             ArchiveError: the line is too long or cut short, or the compressed data is damaged.
         """
+        line = await self._next()
+        while past_long and line is not None and line.problem is not None:
+            line = await self._next()
+        if line is None:
+            return None
+        if line.problem is not None and line.number == 1:
+            raise ArchiveError(1, "it is no header of an archive that kode export writes")
+        if line.problem is not None:
+            raise ArchiveError(line.number, f"it is {line.problem}")
+        if not line.text.endswith(b"\n"):
+            raise ArchiveError(line.number, "the archive is cut short in the middle of it")
+        return line.text
+
+    async def _next(self) -> Line | None:
         line = next(self._taken, None)
         if line is None:
             self._taken = iter(await asyncio.to_thread(self._take))
             line = next(self._taken, None)
-        if line is None:
-            return None
-        self.number += 1
-        if len(line) > self._max:
-            raise ArchiveError(self.number, f"it is longer than {self._max:,} bytes")
-        if self.number == 1 and len(line) > MAX_HEADER:
-            raise ArchiveError(1, "it is no header of an archive that kode export writes")
-        if not line.endswith(b"\n"):
-            raise ArchiveError(self.number, "the archive is cut short in the middle of it")
+        if line is not None:
+            self.number = line.number
         return line
 
-    def _take(self) -> list[bytes]:
+    def _take(self) -> list[Line]:
         """Some lines, none at the end."""
-        found, held = list[bytes](), 0
+        found, held = list[Line](), 0
         while held < _CHUNK and self._failed is None:
-            most = self._max if self._is_begun else min(self._max, MAX_HEADER)
             try:
-                line = self._file.readline(most + 1)
+                line = next(self._lines, None)
             except Exception as exc:  # noqa: BLE001 - of a decompressor, too
                 self._failed = str(exc) or type(exc).__name__
                 break
-            if not line:
+            if line is None:
                 break
             found.append(line)
-            held += len(line)
-            if len(line) > most:
+            held += len(line.text)
+            if line.problem is not None:
                 break
-            self._is_begun = True
         if self._failed is not None and not found:
             raise ArchiveError(self.number + 1, f"the archive cannot be read on: {self._failed:.200}")
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from kode_core.errors import (
@@ -19,10 +19,17 @@ from kode_core.moving.lines import Fingerprint, fingerprint
 from kode_core.moving.outcomes import Existing, MovedAgent, Outcome
 from kode_core.protocols import ExtendedStore
 
-__all__ = ["load", "moved", "place"]
+__all__ = ["OF_ONE_AGENT", "load", "moved", "place", "write_agent"]
 
-_OF_THE_AGENT: Final = (InvalidArgumentError, UnsupportedError, StoreBusyError, StoreTimeoutError, ConflictError)
-"""Errors that end the import of one agent and of no other: one that is large may take longer than a call may."""
+OF_ONE_AGENT: Final = (
+    InvalidArgumentError,
+    UnsupportedError,
+    StoreBusyError,
+    StoreTimeoutError,
+    ConflictError,
+    CorruptRecordError,
+)
+"""Errors of the target that end the import of one agent alone: one that is large may take longer than a call may."""
 _OTHERS: Final = "the target has an agent of that id with other records"
 
 
@@ -51,40 +58,58 @@ def moved(records: AgentRecords, taken: Fingerprint, outcome: Outcome, reason: s
 
 async def place(store: ExtendedStore, records: AgentRecords, taken: Fingerprint, existing: Existing) -> MovedAgent:
     """Write an agent, unless the store has it already; *taken* is its fingerprint."""
-    end = partial(moved, records, taken)
+
+    async def is_same(there: AgentRecords) -> bool:
+        return (await fingerprint(there)).digest == taken.digest
+
+    outcome, reason = await write_agent(store, records, existing, is_same)
+    return moved(records, taken, outcome, reason)
+
+
+async def write_agent(
+    store: ExtendedStore,
+    records: AgentRecords,
+    existing: Existing,
+    is_same: Callable[[AgentRecords], Awaitable[bool]],
+) -> tuple[Outcome, str]:
+    """Write an agent, unless the store has one that *is_same*; the outcome, and the reason if it was not written.
+
+    Raises:
+        KodeError: an error that is not of this agent alone, and none of ``OF_ONE_AGENT``.
+    """
     agent_id, is_unsure = records.agent_id, False
     try:
         if await store.load_version(agent_id) == ABSENT:  # a hint: an import is tried only where it may succeed
             await store.import_agent(agent_id, records)
-            return end("copied")
-    except ConflictError:
+            return "copied", ""
+    except (ConflictError, CorruptRecordError):
         pass
     except OutcomeUnknownError:
         is_unsure = True
-    except _OF_THE_AGENT as exc:
-        return end("refused", str(exc))
+    except OF_ONE_AGENT as exc:
+        return "refused", str(exc)
     there: AgentRecords | None = None
     try:
         there = await store.load_agent(agent_id)
         if there is None:
             await store.import_agent(agent_id, records)
-            return end("copied")
-        if (await fingerprint(there)).digest == taken.digest:
-            return end("copied" if is_unsure else "known")
+            return "copied", ""
+        if await is_same(there):
+            return ("copied" if is_unsure else "known"), ""
         if existing == "skip":
-            return end("skipped", _OTHERS)
+            return "skipped", _OTHERS
         if existing == "refuse":
-            return end("refused", f"{_OTHERS}, which existing='refuse' leaves as they are")
+            return "refused", f"{_OTHERS}, which existing='refuse' leaves as they are"
     except CorruptRecordError as exc:
         if existing != "replace":
-            return end("refused", f"the target has an agent of that id that cannot be read: {exc}")
-    except _OF_THE_AGENT as exc:
-        return end("refused", str(exc))
+            return "refused", f"the target has an agent of that id that cannot be read: {exc}"
+    except OF_ONE_AGENT as exc:
+        return "refused", str(exc)
     try:
         await _replace(store, records, there)
-    except _OF_THE_AGENT as exc:
-        return end("refused", str(exc))
-    return end("replaced")
+    except OF_ONE_AGENT as exc:
+        return "refused", str(exc)
+    return "replaced", ""
 
 
 async def _replace(store: ExtendedStore, records: AgentRecords, there: AgentRecords | None) -> None:
@@ -92,7 +117,7 @@ async def _replace(store: ExtendedStore, records: AgentRecords, there: AgentReco
     await store.delete(records.agent_id)
     try:
         await store.import_agent(records.agent_id, records)
-    except _OF_THE_AGENT:
+    except OF_ONE_AGENT:
         if there is not None:
             await store.import_agent(records.agent_id, there)
         raise

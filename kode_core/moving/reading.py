@@ -121,8 +121,8 @@ class Archive:
         self.is_own = header.version == version("kode-core")
         self._digest.update(raw)
 
-    async def _next(self) -> bytes:
-        raw = await self._lines.next()
+    async def _next(self, *, past_long: bool = False) -> bytes:
+        raw = await self._lines.next(past_long=past_long)
         if raw is None:
             raise ArchiveError(
                 self._lines.number + 1, "the archive is cut short here: it has no trailer, which is its last line"
@@ -181,7 +181,7 @@ class Archive:
         """The line that begins the agent after the one that began with *before*, or the trailer."""
         raw = self._raw
         while raw is before or not raw.startswith((b'{"kind":"agent"', b'{"kind":"trailer"')):
-            raw = await self._next()
+            raw = await self._next(past_long=True)
         return raw
 
     async def _trailer(self, line: _Line, is_sound: bool) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from kode_core.authoring.files import system_error
 from kode_core.authoring.modes import create_folders
 from kode_core.authoring.paths import remove_all
 from kode_core.engine import Progress
@@ -111,9 +111,5 @@ def _folders(folder: Path) -> Iterator[None]:
 
 
 def _refused(folder: Path, exc: OSError) -> InvalidArgumentError | StoreReadOnlyError | StoreFullError:
-    problem = f"{_shown(folder)} cannot be made: {exc.strerror}"
-    if isinstance(exc, PermissionError) or exc.errno == errno.EROFS:
-        return StoreReadOnlyError(problem)
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFullError(problem)
-    return InvalidArgumentError(problem)
+    error = system_error(exc, f"{_shown(folder)} cannot be made")
+    return error if isinstance(error, StoreReadOnlyError | StoreFullError) else InvalidArgumentError(str(error))

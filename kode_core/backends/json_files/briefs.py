@@ -7,50 +7,27 @@ says that the file is the same; the file need not be opened.
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
-import time
 from array import array
 from collections.abc import Iterator
-from typing import Final, TypeAlias
+from typing import Final
 
 from msgspec.structs import replace
 
 from kode_core.backends.json_files.byte_ranges import ByteRanges
+from kode_core.backends.json_files.signatures import Signature
 from kode_core.batch import Index, Info, ListKind, ToolCallIndex
 from kode_core.codec import Body
 from kode_core.engines.state import AgentState
 
-__all__ = ["Brief", "Briefs", "Signature", "signature_of"]
-
-Signature: TypeAlias = tuple[int, ...]
+__all__ = ["Brief", "Briefs"]
 
 _MEMORY_BYTES: Final = 32 << 20
 """The most that all briefs take (OPS-14). Further files are read at each search."""
-_SETTLED_NS: Final = 3_000_000_000
-"""A file that changed so recently may change again without another time: some file systems count in two seconds."""
 _MOST_KINDS: Final = 10_000
 _BRIEF_BYTES: Final = 900
 _ROW_BYTES: Final = 100
 _INDEX_BYTES: Final = 250
-
-
-def signature_of(path: str) -> Signature | None:
-    """A value that changes with the file at *path*; None if there is none that can be relied on.
-
-    On Windows the times of a file that is open are late.
-    """
-    if sys.platform == "win32":
-        return None
-    now = time.time_ns()
-    try:
-        found = os.stat(path)  # noqa: PTH116 - a Path for each of many files takes longer than the call
-    except OSError:
-        return None
-    if max(found.st_mtime_ns, found.st_ctime_ns) > now - _SETTLED_NS:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 class _Columns:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from kode_core.backends.json_files.files import file_name, translated
 from kode_core.backends.json_files.folder import Folder
-from kode_core.backends.json_files.journal import BodyReader, write_state
+from kode_core.backends.json_files.journal import BodyReader
+from kode_core.backends.json_files.states import write_state
 from kode_core.backends.memory.engine import forked
 from kode_core.batch import FORKED_DOCS, Child, Doc, DocKind
 from kode_core.codec import Body

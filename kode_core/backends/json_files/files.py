@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -15,15 +14,12 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
-from kode_core.authoring.files import make_file, open_or_make, take_lock, unlock
+from kode_core.authoring.files import make_file, open_or_make, system_error, take_lock, unlock
 from kode_core.authoring.modes import PRIVATE, sync_folder
 from kode_core.errors import (
     OutcomeUnknownError,
     StorageError,
     StoreBusyError,
-    StoreFullError,
-    StoreReadOnlyError,
-    StoreUnavailableError,
 )
 
 if sys.platform != "win32":
@@ -36,7 +32,6 @@ __all__ = [
     "is_long_name",
     "journal_names",
     "locked",
-    "os_error",
     "pauses",
     "read_at",
     "replace_file",
@@ -88,22 +83,6 @@ def journal_names(base: Path) -> list[str]:
     return [entry.name for entry in os.scandir(base) if entry.name.endswith(".jsonl")]
 
 
-_ERRORS: Final[dict[int, type[StorageError]]] = {
-    errno.ENOSPC: StoreFullError,
-    errno.EDQUOT: StoreFullError,
-    errno.EFBIG: StoreFullError,
-    errno.EROFS: StoreReadOnlyError,
-    errno.EACCES: StoreReadOnlyError,
-    errno.EPERM: StoreReadOnlyError,
-}
-
-
-def os_error(exc: OSError, path: Path) -> StorageError:
-    """The error of this library for *exc*."""
-    kind = _ERRORS.get(exc.errno or 0, StoreUnavailableError)
-    return kind(f"{path}: {exc.strerror or exc}")
-
-
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Turn an OSError inside into this library's error about *path*."""
@@ -112,7 +91,7 @@ def translated(path: Path) -> Iterator[None]:
     except OSError as exc:
         if isinstance(exc, StorageError):
             raise
-        raise os_error(exc, path) from exc
+        raise system_error(exc, str(path)) from exc
 
 
 def try_lock(path: Path, mode: int = PRIVATE) -> int | None:

@@ -27,7 +27,7 @@ from typing import Final
 
 import msgspec
 
-from kode_core.authoring.files import unlock
+from kode_core.authoring.files import system_error, unlock
 from kode_core.authoring.modes import PRIVATE, create_folders
 from kode_core.authoring.paths import remove_abandoned
 from kode_core.backends.json_files.briefs import Briefs
@@ -37,7 +37,6 @@ from kode_core.backends.json_files.files import (
     file_name,
     journal_names,
     locked,
-    os_error,
     replace_file,
     sync_folder,
     translated,
@@ -213,7 +212,7 @@ class Folder:
                 if isinstance(exc, StorageError):
                     raise
                 if exc.errno in _NOT_OF_THE_FILE:
-                    raise os_error(exc, journal.path) from exc
+                    raise system_error(exc, str(journal.path)) from exc
                 problem = f"{journal.path} cannot be read: {exc.strerror}; give this process access to it"
                 raise UnreadableFileError(journal.label, problem) from exc
             try:

@@ -43,6 +43,7 @@ from kode_core.codec import Body, is_intact
 
 __all__ = [
     "FORMAT",
+    "PROOF",
     "FirstLine",
     "FoundFrame",
     "Frame",
@@ -62,6 +63,8 @@ FORMAT: Final = 2
 
 _PREFIX: Final = re.compile(rb"#([0-9a-f]{8}) (\d{1,15}) (\d{1,15}) (\d{1,15})\n")
 _LONGEST_PREFIX: Final = 64
+PROOF: Final = _LONGEST_PREFIX
+"""Bytes at the begin of a frame with a batch that no other frame has: its checksum covers the operation's id."""
 _LONGEST_LINE: Final = 4096
 _PIECE: Final = 1 << 20
 

@@ -14,7 +14,8 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -23,12 +24,11 @@ from msgspec.structs import replace
 
 from kode_core.authoring.files import open_file
 from kode_core.authoring.modes import PRIVATE
-from kode_core.backends.json_files.byte_ranges import BodyReader, ByteRanges, batches_of, bodies_of
+from kode_core.backends.json_files.byte_ranges import BodyReader, ByteRanges, bodies_of
 from kode_core.backends.json_files.cuts import keep
 from kode_core.backends.json_files.files import (
     agent_of,
     read_at,
-    replace_file,
     replacing,
     sync_file,
     sync_folder,
@@ -36,6 +36,7 @@ from kode_core.backends.json_files.files import (
 )
 from kode_core.backends.json_files.frames import (
     FORMAT,
+    PROOF,
     FirstLine,
     FoundFrame,
     Frame,
@@ -49,14 +50,15 @@ from kode_core.backends.json_files.frames import (
     parsed_line,
     read_line,
 )
-from kode_core.backends.json_files.marks import BLANK, SYNCED, Mark, pair_bytes, slot_at, slot_bytes, this_boot
+from kode_core.backends.json_files.marks import SYNCED, Mark, slot_at, slot_bytes, this_boot, worth
+from kode_core.backends.json_files.signatures import Signature, settled
+from kode_core.backends.json_files.states import write_state
 from kode_core.batch import Batch
-from kode_core.codec import Body
 from kode_core.engines.state import AgentState
 from kode_core.errors import CorruptRecordError, OutcomeUnknownError, SchemaVersionError, StorageError
 from kode_core.ids import quoted
 
-__all__ = ["COMPACT_FROM", "BodyReader", "Frame", "Journal", "write_state"]
+__all__ = ["COMPACT_FROM", "BodyReader", "Frame", "Journal"]
 
 _log = logging.getLogger("kode_core.json")
 
@@ -91,6 +93,8 @@ class Journal:
         self.prepared: Batch | None = None
         self._line: FirstLine | None = None
         self._last = 0
+        self._known: Signature | None = None
+        self._proof = (0, b"")
         self._no_frame_behind = (0, 0)
 
     @property
@@ -168,28 +172,38 @@ class Journal:
                 problem = "is in the first format, and could not be changed; it may be damaged"
             self.damage = SchemaVersionError(f"{self.path} of {self.label} {problem}")
             return
-        size = os.fstat(fd).st_size  # read after the marks, which are never ahead of it
-        if line.generation != self.generation or size < self.end:
+        now, found = time.time_ns(), os.fstat(fd)  # after the marks, which are never ahead of the size
+        size, known = found.st_size, settled(found, now)
+        if line.generation != self.generation or size < self.end or not self._goes_on(fd, known):
             self.forget()
             self.state = AgentState(line.agent, line.next_offset, ByteRanges())
             self.end = line.size
         self._line = line
         self._read_frames(fd, size)
-        if self.end < min(size, self._acknowledged) or (self.end < size and self._goes_on(fd, size)):
+        if self.end < min(size, self._acknowledged) or (self.end < size and self._goes_on_behind(fd, size)):
             self.damage = self._damaged(self.end, "a frame does not match its checksum")
         elif self.end < self._acknowledged:
             problem = f"{self._acknowledged - self.end} bytes that were acknowledged are missing"
             self.damage = self._damaged(self.end, problem)
 
+    def _goes_on(self, fd: int, known: Signature | None) -> bool:
+        """False if an older state was put back in place and others wrote since: the last batch is not where it was."""
+        is_known, self._known = known is not None and known == self._known, known
+        at, begin = self._proof
+        return is_known or read_at(fd, len(begin), at) == begin
+
     def _read_frames(self, fd: int, size: int) -> None:
         assert self._line is not None
-        acknowledged = self._acknowledged
+        acknowledged, proof = self._acknowledged, None
         while self.end < size:
             found = frame_at(fd, self.end, size, self._line.seed)
             if found is None or not (found.end <= acknowledged or self._is_whole(fd, found, size)):
-                return
+                break
             self._apply(found.frame.phase, found.placed, found.frame)
             self._last, self.end = self.end, found.end
+            proof = found if found.frame.batch is not None else proof
+        if proof is not None:
+            self._proof = proof.start, read_at(fd, min(PROOF, proof.end - proof.start), proof.start)
 
     def _is_whole(self, fd: int, found: FoundFrame, size: int) -> bool:
         """True if an unacknowledged frame is complete. A frame that other frames build on may have a damaged body."""
@@ -197,7 +211,7 @@ class Journal:
         following = frame_at(fd, found.end, size, self._line.seed)
         return (following is not None and not following.frame.unsynced) or found.is_sound(fd)
 
-    def _goes_on(self, fd: int, size: int) -> bool:
+    def _goes_on_behind(self, fd: int, size: int) -> bool:
         """True if a frame behind the end shows that the end is a hole, because no writer would have put it there."""
         if self._no_frame_behind == (self.end, size):
             return False
@@ -303,6 +317,7 @@ class Journal:
         with replacing(self.path, durable=durable, mode=self._mode) as fd:
             write_all(fd, line + data, 0)
         self._line, self.end, self._last = parsed, len(line) + len(data), len(line)
+        self._proof = len(line), data[:PROOF]
         self._apply(frame.phase, placed, frame)
         self._mark(None, durable=durable)
 
@@ -325,6 +340,8 @@ class Journal:
             if durable:
                 self._sync(fd)
             self._last, self.end = self.end, self.end + len(data)
+            if frame.batch is not None:
+                self._proof = self._last, data[:PROOF]
             self._apply(frame.phase, placed, frame)
             if marked:
                 self._mark(fd, durable=durable)
@@ -348,7 +365,7 @@ class Journal:
         """
         assert self._line is not None
         marks = self._line.marks
-        index = min((0, 1), key=lambda i: _worth(marks[i]))
+        index = min((0, 1), key=lambda i: worth(marks[i]))
         marks[index] = mark = Mark(self.end, SYNCED if durable else this_boot())
         slot = slot_bytes(mark, self._line.seed)
         at = self._line.marks_at + slot_at(index)
@@ -389,31 +406,3 @@ class Journal:
                 raise self.damage
             write_state(self.path, self.state, reader.raw, durable=durable)
         self.refresh()
-
-
-def _worth(mark: Mark | None) -> tuple[bool, int]:
-    """The order in which marks are kept: synced marks first, then the later one."""
-    return (False, -1) if mark is None else (mark.word == SYNCED, mark.number)
-
-
-def write_state(
-    path: Path, state: AgentState, text: Callable[[Body], Body], *, durable: bool, mode: int = PRIVATE
-) -> None:
-    """Write a file to *path* that contains only *state*, with the text of each body taken from *text*."""
-    line = first_line(state.agent_id, state.log.next_offset)
-    parsed = parsed_line(line)
-    end = len(line)
-
-    def chunks() -> Iterator[bytes]:
-        nonlocal end
-        yield line
-        for batch, outcome in batches_of(state, text):
-            data = frame_bytes(Frame("apply", batch, outcome), end, parsed.seed)[1]
-            end += len(data)
-            yield data
-
-    def marks() -> tuple[int, bytes]:
-        marks = (Mark(end, SYNCED if durable else this_boot()), BLANK)
-        return parsed.marks_at, pair_bytes(marks, parsed.seed)
-
-    replace_file(path, chunks(), durable=durable, mode=mode, ending=marks)

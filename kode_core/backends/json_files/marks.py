@@ -81,6 +81,11 @@ def _mark(slot: bytes, seed: int) -> Mark | None:
     return mark if slot_bytes(mark, seed) == slot else None
 
 
+def worth(mark: Mark | None) -> tuple[bool, int]:
+    """The order in which marks are kept: synced marks first, then the later one."""
+    return (False, -1) if mark is None else (mark.word == SYNCED, mark.number)
+
+
 def slot_at(index: int) -> int:
     """The position of slot *index* in a pair."""
     return index * (_SIZE + 1)

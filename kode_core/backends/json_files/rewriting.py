@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from kode_core.backends.json_files.files import translated
 from kode_core.backends.json_files.folder import Folder, UnresolvedError
 from kode_core.backends.json_files.frames import Located
-from kode_core.backends.json_files.journal import Journal, write_state
+from kode_core.backends.json_files.journal import Journal
+from kode_core.backends.json_files.states import write_state
 from kode_core.batch import EventRange
 from kode_core.codec import Body
 from kode_core.rewriting import EventBody

@@ -9,11 +9,12 @@ from typing import TypeAlias, TypeVar
 
 from kode_core.authoring.files import open_file
 from kode_core.authoring.matching import is_wanted
-from kode_core.backends.json_files.briefs import Brief, signature_of
+from kode_core.backends.json_files.briefs import Brief
 from kode_core.backends.json_files.files import agent_of, is_long_name, translated
 from kode_core.backends.json_files.folder import Folder
 from kode_core.backends.json_files.frames import NoJournalError, OtherFormatError, parsed_line, read_line
 from kode_core.backends.json_files.journal import BodyReader, Journal
+from kode_core.backends.json_files.signatures import signature_of
 from kode_core.batch import Found
 from kode_core.codec import Body
 from kode_core.engines.scan import Searched

@@ -15,8 +15,9 @@ import stat
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
+from kode_core.authoring.lines import MAX_TEXT, BoundedLines, LongTextError, read_bounded
 from kode_core.formats.kode_sdk.raw import Damage, Found, RawAgent, bookmark_of, joined, parsed
 
 __all__ = ["FolderSource", "agent_folders", "read_files"]
@@ -132,12 +133,24 @@ def _bytes(path: Path) -> bytes:
     """The contents of a file.
 
     Raises:
+        Damage: as for :func:`_checked`, or it is too long.
+    """
+    try:
+        return read_bounded(_checked(path), MAX_TEXT)
+    except LongTextError as exc:
+        raise Damage(str(exc)) from None
+
+
+def _checked(path: Path) -> Path:
+    """The path of a file.
+
+    Raises:
         Damage: it is a link or a device; the SDK makes files and folders only, and others may lead anywhere.
     """
     mode = path.lstat().st_mode
     if not stat.S_ISREG(mode):
         raise Damage("a symbolic link" if stat.S_ISLNK(mode) else "not a file")
-    return path.read_bytes()
+    return path
 
 
 def _below(base: Path, folder: Path, found: Found) -> list[Path]:
@@ -242,28 +255,31 @@ def _channel(folder: Path, channel: str, found: Found) -> list[tuple[str, Any]]:
     for end in ("log", "wal"):
         where = f"events/{channel}.{end}"
         try:
-            raw = _bytes(folder / f"{channel}.{end}")
+            with _checked(folder / f"{channel}.{end}").open("rb") as file:
+                _read_entries(where, file, seen, entries, found)
         except FileNotFoundError:
             continue
         except (Damage, OSError) as exc:
             found.damaged[f"{where}: {_why(exc)}"] += 1
-            continue
-        lines = raw.split(b"\n")  # U+2028 and the like are parts of a line
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            if line in seen:
-                found.changed["events: entries that were stored twice"] += 1
-                continue
-            seen.add(line)
-            try:
-                entries.append((f"{where}:{number}", parsed(line)))
-            except Damage as exc:
-                if number == len(lines):
-                    found.left_out[f"{where}:{number}: a line that a crash cut off"] += 1
-                else:
-                    found.damaged[f"{where}:{number}: {exc}"] += 1
     return entries
+
+
+def _read_entries(where: str, file: IO[bytes], seen: set[bytes], entries: list[tuple[str, Any]], found: Found) -> None:
+    for line in BoundedLines(file, MAX_TEXT):  # U+2028 and the like are parts of a line
+        text, place = line.text.removesuffix(b"\n"), f"{where}:{line.number}"
+        if line.problem is not None:
+            found.damaged[f"{place}: {line.problem}"] += 1
+        elif text in seen:
+            found.changed["events: entries that were stored twice"] += 1
+        elif text.strip():
+            seen.add(text)
+            try:
+                entries.append((place, parsed(text)))
+            except Damage as exc:
+                if text == line.text:
+                    found.left_out[f"{place}: a line that a crash cut off"] += 1
+                else:
+                    found.damaged[f"{place}: {exc}"] += 1
 
 
 def _when(entry: tuple[str, Any]) -> tuple[float, float]:

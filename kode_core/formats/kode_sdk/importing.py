@@ -44,8 +44,10 @@ async def import_agents(
             refused.
         replace: delete an agent of the same id that has other records, and import. Without it the agent is refused.
 
+    An error of one agent, such as one that is too large for the store, is its outcome, and the others are imported.
+
     Raises:
-        KodeError: the store cannot be written.
+        KodeError: the source cannot be read, or the store cannot be written.
     """
     how = _How(recover_from_snapshots, skip_damaged, replace)
     writing: deque[asyncio.Task[Imported]] = deque()

@@ -84,7 +84,7 @@ async def _agent(checkpoints: Checkpoints, thread: str) -> ForeignAgent:
     records = AgentRecords(
         agent_id=agent_id,
         info=info,
-        updated_at=max(1, times[-1]),
+        updated_at=times[-1],
         messages=messages,
         message_times=message_times,
         tool_calls=calls,

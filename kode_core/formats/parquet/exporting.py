@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import IO, Any, Final, TypeVar, Unpack
 
 from kode_core.authoring.drafts import draft_of
-from kode_core.authoring.files import make_file
+from kode_core.authoring.files import make_file, system_error
 from kode_core.engine import Progress, unwatched
 from kode_core.errors import (
     BackendImportError,
     CorruptRecordError,
     InvalidArgumentError,
     KodeError,
-    StoreUnavailableError,
 )
 from kode_core.formats.parquet.tables import (
     TABLES,
@@ -69,7 +68,8 @@ async def export_parquet(
     Raises:
         BackendImportError: pyarrow is not installed; ``pip install 'kode-core[parquet]'``.
         InvalidArgumentError: a filter is wrong, or the folder exists.
-        StoreUnavailableError: the files cannot be written.
+        StoreFullError: there is no room for the files; nothing is left of them.
+        StorageError: the files cannot be written.
     """
     selection, added = Selection(filters), Sum(on_agent)
     if not isinstance(directory, str | Path) or not str(directory):
@@ -240,7 +240,7 @@ async def _new_folder(path: Path) -> AsyncIterator[Path]:
     except OSError as exc:
         if isinstance(exc, KodeError):  # of the store, not of the files
             raise
-        raise StoreUnavailableError(f"the tables in {path} cannot be written: {exc.strerror or exc}") from None
+        raise system_error(exc, f"the tables in {path} cannot be written") from None
 
 
 async def _in_thread(call: Callable[[], T]) -> T:

@@ -32,6 +32,7 @@ from kode_core.layers.encryption.blinding import Blinding
 from kode_core.layers.encryption.ciphers import SLICE, SealedText, Sealer, Secrets, parsed, pieces
 from kode_core.layers.encryption.keys import KeyRing, Keys, ring_of
 from kode_core.layers.required import ENCRYPTION, NOTES, refuse_plain
+from kode_core.model import Json
 from kode_core.pace import Pace
 
 __all__ = ["Encryption", "Plaintext", "encrypted"]
@@ -66,7 +67,7 @@ class Encryption(Blinding):
 
     # --- keys
 
-    async def prepare(self) -> None:
+    async def check_store(self) -> None:
         """Get the keys and the store's secret, if it has one, so that a wrong key is reported when a store is opened.
 
         Raises:
@@ -75,6 +76,15 @@ class Encryption(Blinding):
         await self._sealers()
         if await self.known_secrets() is None and not self._is_mixed:
             await refuse_plain(self.inner)
+
+    def described(self) -> dict[str, Json]:
+        """The ids of the keys, the first of which writes, and the options; for reports."""
+        ring = self.ring or ()
+        return {
+            "keys": list(ring),
+            "plaintext": "read" if self._is_mixed else "refuse",
+            "blind": self._is_blind,
+        }
 
     async def _sealers(self) -> Sealer:
         if self._sealer is None:

@@ -150,7 +150,7 @@ class _Sessions:
         records = AgentRecords(
             agent_id=agent_id,
             info=info,
-            updated_at=max([1, created, int(updated * 1000), *events.times[-1:]]),
+            updated_at=max([created, int(updated * 1000), *events.times[-1:]]),
             messages=events.messages,
             message_times=events.times,
             tool_calls=list(events.calls.values()),

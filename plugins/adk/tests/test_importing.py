@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import pickle
 import sqlite3
@@ -32,6 +31,7 @@ from sqlalchemy import create_engine
 from kode_core import BackendImportError, ConfigurationError, StorageError, create_extended_store, now_ms
 from kode_core.formats.importing import Imported, import_foreign
 from kode_core.formats.recognising import recognise
+from tests.killed_writers import digests, leave_half_written
 
 APP = "app"
 USERS = ("u1", "ü 2")
@@ -172,16 +172,18 @@ async def test_any_url_of_sqlalchemy(tmp_path: Path, server: Server, monkeypatch
         assert "secret" not in str(caught.value)
 
 
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-async def test_the_source_stays_byte_for_byte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["wal", "delete", None])
+async def test_the_source_stays_byte_for_byte(mode: str | None, tmp_path: Path) -> None:
+    """A log that a killed process left is read, and a transaction that was half written is not."""
     folder = tmp_path / "source"
     folder.mkdir()
-    await fill(SqliteSessionService(str(folder / "sessions.db")))
+    path = folder / "sessions.db"
+    await fill(SqliteSessionService(str(path)))
     before = digests(folder)
-    assert len(await imported(str(folder / "sessions.db"), None)) == 8
+    if mode is not None:
+        before = leave_half_written(path, mode, "DELETE FROM events", "DELETE FROM sessions")
+    found = [one.agent_id for one in await imported(str(path), None)]
+    assert len(found) == 8 if mode != "wal" else 0 < len(found) < 8
     assert digests(folder) == before
 
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -14,12 +13,12 @@ from kode_claude_agent.entries import key_of, message_of
 from kode_claude_agent.records import records_of, time_of
 from kode_claude_agent.store import ENTRIES, TEMPLATE, Place, folded
 from kode_core import AgentInfo, AgentRecords, ConfigurationError, Document
+from kode_core.authoring.lines import MAX_TEXT, BoundedLines, LongTextError, read_bounded
 from kode_core.formats.importing import ForeignAgent, Found
 from kode_core.formats.recognising import is_transcript
 
 __all__ = ["open_transcripts"]
 
-_LINES: Final = 1_000
 _SUFFIX: Final = ".jsonl"
 
 
@@ -148,21 +147,28 @@ async def _agent(transcript: _Transcript) -> ForeignAgent:
 
 async def _entries(path: Path, found: Found) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """The entries of a file, each with its line, and the one of the sidecar that a subagent has."""
-    number = 0
     try:
         file = await asyncio.to_thread(path.open, "rb")
     except OSError as exc:
         found.damaged[f"{path.name}: {exc.strerror}"] += 1
         return
     with file:
-        while lines := await asyncio.to_thread(lambda: list(islice(file, _LINES))):
-            for line in lines:
-                number += 1
-                if line.strip() and (entry := _parsed(line, f"{path.name}:{number}", found)) is not None:
-                    yield f"{path.name}:{number}", entry
+        lines = BoundedLines(file, MAX_TEXT)
+        while batch := await asyncio.to_thread(lines.batch):
+            for line in batch:
+                where = f"{path.name}:{line.number}"
+                if line.problem is not None:
+                    found.damaged[f"{where}: {line.problem}"] += 1
+                elif line.text.strip() and (entry := _parsed(line.text, where, found)) is not None:
+                    yield where, entry
     sidecar = path.with_name(f"{path.name.removesuffix(_SUFFIX)}.meta.json")
     if await asyncio.to_thread(sidecar.is_file):
-        entry = _parsed(await asyncio.to_thread(sidecar.read_bytes), sidecar.name, found)
+        try:
+            text = await asyncio.to_thread(read_bounded, sidecar, MAX_TEXT)
+        except (LongTextError, OSError) as exc:
+            found.damaged[f"{sidecar.name}: {getattr(exc, 'strerror', None) or exc}"] += 1
+            return
+        entry = _parsed(text, sidecar.name, found)
         if entry is not None:
             yield sidecar.name, {**entry, "type": "agent_metadata"}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from claude_agent_sdk import import_session_to_store
-from kode_claude_agent import KodeSessionStore
+from kode_claude_agent import KodeSessionStore, importing
 from kode_claude_agent.importing import open_transcripts
 
 from kode_core import ConfigurationError, create_extended_store
@@ -138,6 +138,26 @@ async def test_one_transcript_alone(projects: Path, monkeypatch: pytest.MonkeyPa
     (project / "chat.jsonl").write_text('{"role": "user", "content": "Hello"}\n')
     with pytest.raises(ConfigurationError, match=r"chat\.jsonl has no entries of a transcript"):
         await imported(project / "chat.jsonl", None)
+
+
+async def test_a_long_line_is_damage(projects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named by its file and number and passed over, as a long sidecar is; the rest is imported."""
+    monkeypatch.setattr(importing, "MAX_TEXT", 10_000)
+    folder = projects / "-home-u-p"
+    file = folder / f"{SESSIONS[1]}.jsonl"
+    first, rest = file.read_bytes().split(b"\n", 1)
+    file.write_bytes(first + b"\n" + json.dumps({"a": "x" * 3_000_000}).encode() + b"\n" + rest)
+    sidecar = folder / SESSIONS[0] / "subagents" / "agent-x.meta.json"
+    sidecar.write_text(json.dumps({"agentType": "x" * 10_000}))
+    async with create_extended_store("memory:") as store:
+        found = await imported(projects, store, skip_damaged=True)
+        assert [one.outcome for one in found] == ["imported"] * 4
+        assert sorted(remark for one in found for remark in one.damaged) == [
+            f"{file.name}:2: longer than 10,000 bytes",
+            f"{sidecar.name}: longer than 10,000 bytes",
+        ]
+        key: Any = {"project_key": "-home-u-p", "session_id": SESSIONS[1]}
+        assert await KodeSessionStore(store=store).load(key) == conversation(SESSIONS[1])
 
 
 async def test_what_is_no_source(tmp_path: Path) -> None:

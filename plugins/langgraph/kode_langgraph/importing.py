@@ -178,7 +178,7 @@ class _Replay:
         return replace(
             records,
             info=self._info(records.agent_id),
-            updated_at=max(1, self._last),
+            updated_at=self._last,
             message_times=times,
             tool_calls=[self._dated_call(call, begun, ended) for call in records.tool_calls],
             documents=[self._dated_document(document) for document in records.documents],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import AsyncIterator
@@ -17,10 +16,11 @@ from kode_openai_agents import KodeSession
 from kode_openai_agents.importing import open_sessions
 from kode_postgres.testing.servers import Server
 
-from kode_core import ConfigurationError, create_extended_store, now_ms
+from kode_core import ConfigurationError, StorageError, create_extended_store, now_ms
 from kode_core.formats.importing import Imported, import_foreign
 from kode_core.formats.recognising import recognise
 from tests.adapter_tests import server
+from tests.killed_writers import digests, leave_half_written
 
 __all__ = ["server"]
 
@@ -98,29 +98,69 @@ async def test_sessions_of_the_sdk_go_on(source: str, tmp_path: Path) -> None:
         assert len(await session.get_items()) == 7
 
 
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-@pytest.mark.parametrize("has_log", [True, False])
-async def test_the_source_stays_byte_for_byte(has_log: bool, tmp_path: Path) -> None:
-    """With a write-ahead log that a killed process left, whose rows are read, and without one."""
+@pytest.mark.parametrize("mode", ["wal", "delete", None])
+async def test_the_source_stays_byte_for_byte(mode: str | None, tmp_path: Path) -> None:
+    """A log that a killed process left is read, and a transaction that was half written is not."""
     folder = tmp_path / "source"
     folder.mkdir()
+    path = folder / "sessions.db"
+    session = SQLiteSession("s", path)
+    await session.add_items(ITEMS)
+    session.close()
+    before = digests(folder)
+    if mode is not None:
+        item = json.dumps({"role": "user", "content": "half"})
+        more = f"INSERT INTO agent_messages (session_id, message_data) VALUES ('s', '{item}')"
+        before = leave_half_written(path, mode, "UPDATE agent_sessions SET created_at = '2001-01-01'", more)
+    async with create_extended_store("memory:") as store:
+        (one,) = await imported(str(path), store)
+        info = await store.load_info(one.agent_id)
+    assert one.counts["messages"] == (7 if mode == "wal" else 6)
+    assert info is not None and (info.created_at < 1_000_000_000_000) == (mode == "wal")
+    assert digests(folder) == before
+
+
+async def test_a_database_that_is_changed_meanwhile(tmp_path: Path) -> None:
+    """Its rows may be of two moments, so that the import says so at the end."""
     path = tmp_path / "sessions.db"
     session = SQLiteSession("s", path)
     await session.add_items(ITEMS)
-    if has_log:
-        for name in ("sessions.db", "sessions.db-wal"):
-            (folder / name).write_bytes((tmp_path / name).read_bytes())
     session.close()
-    if not has_log:
-        (folder / "sessions.db").write_bytes(path.read_bytes())
-    before = digests(folder)
-    async with create_extended_store("memory:") as store:
-        (one,) = await imported(str(folder / "sessions.db"), store)
-    assert one.counts["messages"] == 6
-    assert digests(folder) == before
+    with pytest.raises(StorageError, match=r"sessions\.db was changed while it was read: stop the program"):
+        async with open_sessions(str(path)) as agents:
+            assert len([one async for one in agents]) == 1
+            session = SQLiteSession("s", path)
+            await session.add_items(ITEMS)
+            session.close()
+
+
+async def test_sessions_without_any_time(tmp_path: Path) -> None:
+    """They are brought, with the first time that stores keep, and are known again."""
+    path = tmp_path / "sessions.db"
+    session = SQLiteSession("s", path)
+    await session.add_items(ITEMS)
+    session.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE agent_messages SET created_at = NULL")
+        db.execute("INSERT INTO agent_sessions (session_id) VALUES ('empty')")
+        db.execute("UPDATE agent_sessions SET created_at = NULL, updated_at = NULL")
+        db.execute("INSERT INTO agent_sessions (session_id) VALUES ('before')")
+        db.execute(
+            "UPDATE agent_sessions SET created_at = '1950-01-01', updated_at = 'never' WHERE session_id = 'before'"
+        )
+        db.execute("INSERT INTO agent_sessions (session_id) VALUES (x'ff00')")
+        db.commit()
+    for url in ("memory:", f"sqlite:///{tmp_path}/target.db", f"json:///{tmp_path}/target"):
+        async with create_extended_store(url) as store:
+            first = {one.agent_id: one for one in await imported(str(path), store)}
+            assert sorted(one.outcome for one in first.values()) == ["imported", "imported", "imported", "refused"]
+            (refused,) = [one for one in first.values() if one.outcome == "refused"]
+            assert refused.damaged == {"agent_sessions: an id is no text but bytes": 1}
+            assert {one.outcome for one in await imported(str(path), store)} == {"known", "refused"}
+            there = await store.load_session("openai:s")
+            assert there is not None and (there.created_at, there.updated_at) == (0, 1)
+            assert "an agent without a time has the first one" in str(first["openai:s"].changed)
+            assert await KodeSession("s", store=store).get_items() == ITEMS
 
 
 async def test_damaged_rows_are_reported_and_passed_over(tmp_path: Path) -> None:
@@ -156,11 +196,11 @@ async def test_what_is_no_source(tmp_path: Path) -> None:
         db.execute("CREATE TABLE t (x)")
     for source, said in (
         (str(tmp_path / "none.db"), "there is no file"),
-        ("", "there is no file"),
-        (str(tmp_path / "text.db"), "no database of SQLite"),
-        (str(tmp_path / "other.db"), "has no tables agent_sessions"),
-        ("postgresql://u:secret@127.0.0.1:1/x", "cannot be opened"),
+        ("", "the source is empty"),
+        (str(tmp_path / "text.db"), "cannot be read as a database of SQLite"),
+        (str(tmp_path / "other.db"), "has no table agent_sessions"),
+        ("postgresql://u:secret@127.0.0.1:1/x", "cannot be reached|refused"),
     ):
-        with pytest.raises(ConfigurationError, match=said) as caught:
+        with pytest.raises((ConfigurationError, StorageError), match=said) as caught:
             await imported(source, None)
         assert "secret" not in str(caught.value)

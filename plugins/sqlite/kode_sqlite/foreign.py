@@ -12,7 +12,7 @@ from kode_core.errors import ForeignStoreError
 from kode_sqlite.inuse import unused
 from kode_sqlite.uris import uri_of
 
-__all__ = ["is_foreign", "refuse_foreign"]
+__all__ = ["has_sdk_tables", "is_foreign", "refuse_foreign"]
 
 _SDK: Final = frozenset({("agents", "config_version"), ("messages", "seq"), ("tool_calls", "audit_trail")})
 """Tables of the SDK, each with a column that distinguishes it from other tables of the same name."""
@@ -36,42 +36,58 @@ def refuse_foreign(path: str) -> None:
 def is_foreign(path: str) -> bool:
     """Whether the database at *path* has the SDK's tables and none of ours."""
     with unused(path) as is_unused:
-        names = _all_tables(os.path.realpath(path)) if is_unused else set()
-    return names >= _SDK and not any(table == "kode_meta" for table, _ in names)
+        return is_unused and _are_of_sdk(_all_columns(os.path.realpath(path)))
 
 
-def _all_tables(path: str) -> set[tuple[str, str]]:
+def has_sdk_tables(db: sqlite3.Connection) -> bool:
+    """Whether an open database has the SDK's tables and none of ours.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    return _are_of_sdk(_columns(db))
+
+
+def _are_of_sdk(columns: set[tuple[str, str]]) -> bool:
+    return columns >= _SDK and not any(table == "kode_meta" for table, _ in columns)
+
+
+def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
+    """The columns of all tables, each with its table."""
+    return set(
+        db.execute("SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'")
+    )
+
+
+def _all_columns(path: str) -> set[tuple[str, str]]:
     if not os.path.isfile(path):  # noqa: PTH113 - raises nothing
         return set()
-    names = _tables(path)
-    log = f"{path}-wal"
-    if not names and os.path.isfile(log) and max(map(os.path.getsize, (path, log))) < _SMALL:  # noqa: PTH113
-        names = _tables_of_copy(path, log)
-    return names
+    found = _looked_at(path, "mode=ro&immutable=1")
+    if not found:
+        sides = [f"{path}{side}" for side in ("-wal", "-journal") if os.path.isfile(f"{path}{side}")]  # noqa: PTH113
+        if sides and max(map(os.path.getsize, (path, *sides))) < _SMALL:
+            found = _looked_at_copy(path, sides)
+    return found
 
 
-def _tables(path: str, how: str = "mode=ro&immutable=1") -> set[tuple[str, str]]:
-    """Tables with their columns; empty if the file cannot be read, which opening it reports better."""
+def _looked_at(path: str, how: str) -> set[tuple[str, str]]:
+    """Columns with their tables; empty if the file cannot be read, which opening it reports better."""
     try:
         with closing(sqlite3.connect(uri_of(path, how), uri=True)) as db:
-            return set(
-                db.execute(
-                    "SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'"
-                )
-            )
+            return _columns(db)
     except (sqlite3.Error, UnicodeError):  # a name in a damaged schema may not be UTF-8
         return set()
 
 
-def _tables_of_copy(path: str, log: str) -> set[tuple[str, str]]:
+def _looked_at_copy(path: str, sides: list[str]) -> set[tuple[str, str]]:
     try:
         import shutil  # both take longer to import than a store to open
         import tempfile
 
         with tempfile.TemporaryDirectory() as folder:
             copy = str(Path(folder) / "copy.db")
-            shutil.copyfile(path, copy)
-            shutil.copyfile(log, f"{copy}-wal")
-            return _tables(copy, "mode=rw")
+            for file in (path, *sides):
+                shutil.copyfile(file, f"{copy}{file.removeprefix(path)}")
+            return _looked_at(copy, "mode=rw")
     except OSError:  # no room, no descriptor: the open fails in the same way
         return set()

@@ -11,13 +11,13 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from kode_core.errors import ConfigurationError, StorageError
 from kode_sqlite.inuse import unused
 from kode_sqlite.uris import uri_of
 
-__all__ = ["copied", "open_tables"]
+__all__ = ["open_tables", "untouched"]
 
 _SIDES: Final = ("-wal", "-journal")
 
@@ -65,35 +65,73 @@ def _text(raw: bytes) -> str:
 
 @asynccontextmanager
 async def open_tables(path: str) -> AsyncIterator[_Tables]:
-    """The tables of the database at *path*.
-
-    A database with a log or a journal, as a crash leaves it, is copied to a temporary folder and read there: SQLite
-    would otherwise write to it.
+    """The tables of the database at *path*, as :func:`untouched` opens it.
 
     Raises:
         ConfigurationError: there is no database, or a store of kode_core is in the same file.
         StorageError: it cannot be read.
     """
-    if not await asyncio.to_thread(os.path.isfile, path):
-        raise ConfigurationError(f"there is no file {path}")
-    with unused(path) as is_unused:
-        if not is_unused:
-            raise ConfigurationError(f"{path} is open as a store in this process; import from a copy of it")
-    with tempfile.TemporaryDirectory(prefix="kode-import-") as folder:
-        how, opened = "mode=ro&immutable=1", os.path.realpath(path)
-        if any(os.path.exists(f"{opened}{side}") for side in _SIDES):  # noqa: PTH110 - raises nothing
-            opened, how = await asyncio.to_thread(copied, opened, folder), "mode=rw"
-        tables = _Tables(await asyncio.to_thread(_connected, path, opened, how), path)
+    async with untouched(path) as uri:
+        tables = _Tables(await asyncio.to_thread(_connected, path, uri), path)
         try:
             yield tables
         finally:
             await asyncio.shield(asyncio.to_thread(tables.close))
 
 
-def _connected(path: str, opened: str, how: str) -> sqlite3.Connection:
+@asynccontextmanager
+async def untouched(path: str) -> AsyncIterator[str]:
+    """The URI by which the database at *path* is read while not a byte of it changes.
+
+    A database with a log or a journal, as a crash leaves it, is copied to a temporary folder: in the copy, SQLite
+    applies the log, or rolls the journal back.
+
+    Raises:
+        ConfigurationError: there is no file, or a store of this process has it open.
+        StorageError: it cannot be copied, or another program has changed it meanwhile.
+    """
+    if not await asyncio.to_thread(os.path.isfile, path):
+        raise ConfigurationError(f"there is no file {path}")
+    with unused(path) as is_unused:
+        if not is_unused:
+            raise ConfigurationError(f"{path} is open as a store in this process; import from a copy of it")
+    real = os.path.realpath(path)
+    before = await asyncio.to_thread(_signature, real)
+    if before[1:] != _ALONE:
+        with tempfile.TemporaryDirectory(prefix="kode-import-") as folder:
+            copy = await asyncio.to_thread(_copied, real, folder)
+            await asyncio.to_thread(_check_unchanged, path, before)
+            yield uri_of(copy, "mode=rw")
+        return
+    yield uri_of(real, "mode=ro&immutable=1")
+    await asyncio.to_thread(_check_unchanged, path, before)
+
+
+_Signature: TypeAlias = tuple[tuple[int, ...] | None, ...]
+_ALONE: Final = (None,) * len(_SIDES)
+
+
+def _signature(real: str) -> _Signature:
+    """A value that changes with the file, its log and its journal; None for one that does not exist."""
+    found: list[tuple[int, ...] | None] = []
+    for side in ("", *_SIDES):
+        try:
+            stat = os.stat(f"{real}{side}")  # noqa: PTH116 - a path that is no Path
+            found.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return tuple(found)
+
+
+def _check_unchanged(path: str, before: _Signature) -> None:
+    if _signature(os.path.realpath(path)) != before:
+        raise StorageError(f"{path} was changed while it was read: stop the program that writes to it, and begin again")
+
+
+def _connected(path: str, uri: str) -> sqlite3.Connection:
     db = None
     try:
-        db = sqlite3.connect(uri_of(opened, how), uri=True, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         db.text_factory = _text
         db.execute("BEGIN")
         is_store = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone() is not None
@@ -107,7 +145,7 @@ def _connected(path: str, opened: str, how: str) -> sqlite3.Connection:
     return db
 
 
-def copied(path: str, folder: str) -> str:
+def _copied(path: str, folder: str) -> str:
     """A copy of the database in *folder*, with its log and its journal.
 
     Raises:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
-import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from typing import Any, Final
 
 from kode_core.authoring.sdk_tables import SDK_TABLES
 from kode_core.errors import ConfigurationError, StorageError
-from kode_sqlite.foreign import is_foreign
-from kode_sqlite.foreign_tables import copied
-from kode_sqlite.uris import uri_of
+from kode_sqlite.foreign import has_sdk_tables
+from kode_sqlite.foreign_tables import untouched
 
 __all__ = ["open_sdk_tables"]
 
-_SIDES: Final = ("-wal", "-journal")
 _PAGE: Final = 1000
 _IDS: Final = (
     "SELECT rowid, CAST(agent_id AS TEXT) FROM agents WHERE rowid > ? AND agent_id NOTNULL ORDER BY rowid LIMIT ?"
@@ -59,28 +55,27 @@ class _Tables:
 
 @asynccontextmanager
 async def open_sdk_tables(path: str) -> AsyncIterator[_Tables]:
-    """The tables of the database at *path*.
-
-    A database with a log or a journal, as a crash leaves it, is copied to a temporary folder and read there: SQLite
-    would otherwise write to it.
+    """The tables of the database at *path*, as :func:`kode_sqlite.foreign_tables.untouched` opens it.
 
     Raises:
         ConfigurationError: there is no database of the SDK.
         StorageError: it cannot be read.
     """
-    if not await asyncio.to_thread(is_foreign, path):
-        raise ConfigurationError(f"{path} has not the tables of the KODE SDK: agents, messages and tool_calls")
-    with tempfile.TemporaryDirectory(prefix="kode-sdk-") as folder:
-        how, opened = "mode=ro&immutable=1", os.path.realpath(path)
-        if any(os.path.exists(f"{opened}{side}") for side in _SIDES):  # noqa: PTH110 - raises nothing
-            opened, how = await asyncio.to_thread(copied, opened, folder), "mode=rw"
-        with closing(await asyncio.to_thread(_connected, opened, how)) as db:
+    async with untouched(path) as uri:
+        with closing(await asyncio.to_thread(_connected, path, uri)) as db:
             yield _Tables(db, path)
 
 
-def _connected(path: str, how: str) -> sqlite3.Connection:
-    db = sqlite3.connect(uri_of(path, how), uri=True, isolation_level=None, check_same_thread=False)
+def _connected(path: str, uri: str) -> sqlite3.Connection:
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("BEGIN")
+        is_of_sdk = has_sdk_tables(db)
+    except sqlite3.Error:
+        is_of_sdk = False
+    if not is_of_sdk:
+        db.close()
+        raise ConfigurationError(f"{path} has not the tables of the KODE SDK: agents, messages and tool_calls")
     db.row_factory = sqlite3.Row
     db.text_factory = bytes  # the SDK stores halves of characters, which Python refuses to decode
-    db.execute("BEGIN")
     return db

@@ -14,9 +14,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from kode_core.authoring.files import system_error
 from kode_core.authoring.modes import create_file
 from kode_core.engine import Progress
-from kode_core.errors import InvalidArgumentError, KodeError, StoreFullError, StoreReadOnlyError, StoreUnavailableError
+from kode_core.errors import InvalidArgumentError, KodeError
 from kode_sqlite.connection import Connection
 from kode_sqlite.errors import to_kode_error
 
@@ -188,11 +189,7 @@ def _translated(target: Path) -> Iterator[None]:
 
 
 def _of_system(exc: OSError, target: Path) -> KodeError:
-    problem = f"{target} cannot be written: {exc.strerror or exc}"
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFullError(problem)
-    if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StoreReadOnlyError(problem)
+    error = system_error(exc, f"{target} cannot be written")
     if exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTDIR, errno.ENOENT, errno.EILSEQ):
-        return InvalidArgumentError(problem)
-    return StoreUnavailableError(problem)
+        return InvalidArgumentError(str(error))
+    return error
