@@ -45,9 +45,10 @@ async def held_store(timeout_ms: int) -> AsyncIterator[tuple[EngineStore, Gate]]
     async def opener() -> Engine:
         return gate
 
-    async with EngineStore(opener, timeout_ms=timeout_ms) as store:
+    async with EngineStore(opener) as unhurried:
         for agent_id in ("free", "held", "other"):
-            await store.save_turn(agent_id, append=samples.messages(1), info=samples.info(agent_id))
+            await unhurried.save_turn(agent_id, append=samples.messages(1), info=samples.info(agent_id))
+    async with EngineStore(opener, timeout_ms=timeout_ms) as store:
         try:
             yield store, gate
         finally:

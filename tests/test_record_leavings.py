@@ -146,8 +146,10 @@ class Stale(MemoryRecords):
 
 
 @pytest.mark.parametrize("how", ["there was none", "it was of an older epoch"])
-async def test_a_head_that_is_read_late_removes_nothing(how: str) -> None:
+async def test_a_head_that_is_read_late_removes_nothing(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that is behind another looks whether the agent was deleted, and reads a head of a moment ago."""
+    for name in ("_SETTLE_SECONDS", "_SETTLE_EVENTS_SECONDS"):
+        monkeypatch.setattr(f"kode_core.engines.record.writer.{name}", 600)  # it looks when it is closed
     contents = Contents()
     records = Stale(contents, **ROOMY)
     async with await opened(MemoryRecords(contents, **ROOMY)) as other:

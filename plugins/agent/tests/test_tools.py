@@ -151,12 +151,12 @@ async def test_synchronous_tools_do_not_hold_up_the_loop(store: ExtendedStore) -
     seen: list[Any] = []
 
     def meet(number: int) -> int:
-        barrier.wait(10)
+        barrier.wait(60)
         seen.append((variable.get(), threading.current_thread() is threading.main_thread()))
         return number
 
     async def also(number: int) -> int:
-        await asyncio.to_thread(barrier.wait, 10)
+        await asyncio.to_thread(barrier.wait, 60)
         return number
 
     calls = [call("meet", number=1), call("meet", number=2), call("also", number=3)]
