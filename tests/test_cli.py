@@ -473,7 +473,7 @@ def test_sessions_filters(store: str, options: tuple[str, ...], found: list[str]
     assert [session["agentId"] for session in sessions] == found
 
 
-@pytest.mark.parametrize("read", [1, 2, 7, 1_000])
+@pytest.mark.parametrize("read", [2, 1_000])
 def test_sessions_are_found_by_the_beginning_of_their_ids(monkeypatch: pytest.MonkeyPatch, read: int) -> None:
     """With other filters, an order and pages, whose cursors lead to the rest; a sign of a pattern is a character."""
     ids = [f"{'ab'[i % 2]}_{i}" for i in range(9)]
