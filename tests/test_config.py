@@ -228,6 +228,14 @@ def test_a_source_is_a_url_that_works(url: str) -> None:
     assert configure(url, {}, registry.backend, {}).source == f"the URL {url}"
 
 
+@pytest.mark.parametrize("name", ["sqlite", "json"])
+def test_one_slash_is_neither_absolute_nor_relative(name: str) -> None:
+    """Other URLs with one slash are absolute: here a store would have been made below the working directory."""
+    said = rf"^the URL has one '/' behind the colon: write {name}:////… for an absolute path"
+    with pytest.raises(ConfigurationError, match=said):
+        configure(f"{name}:/var/lib/agents", {}, registry.backend, {})
+
+
 @pytest.mark.parametrize("name", ["KODE_STORE_URL", "KODE_STORE_TYPE", "KODE_STORE_URL_FILE"])
 def test_an_empty_variable_chooses_no_default(name: str) -> None:
     """It was meant to choose a store; where something else chooses one, it is as if it were not set."""

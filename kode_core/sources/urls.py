@@ -97,6 +97,10 @@ def _split(url: str) -> SplitResult | None:
 def _misread(url: str, split: SplitResult, backend: Backend) -> str:
     """The problem of a URL of a known backend, above all a part of a password in the wrong place."""
     has_secrets = bool(secret_options(backend.options))
+    rest = url.partition(":")[2]
+    if not has_secrets and rest.startswith("/") and not rest.startswith("//"):
+        name = split.scheme
+        return f"has one '/' behind the colon: write {name}:////… for an absolute path, {name}:///… for a relative one"
     if "#" in url:
         hint = "; " + _ENCODE if has_secrets else ""
         return f"has a '#', which begins no part of it; write %23 in a path{hint}"
@@ -105,7 +109,6 @@ def _misread(url: str, split: SplitResult, backend: Backend) -> str:
         return "has user:password@, which no path has; write %40 for a '@' in a path" if looks else ""
     if "@" in split.path or "@" in split.query or split.netloc.count("@") > 1:
         return "has a '@' where none can be; " + _ENCODE
-    rest = url.partition(":")[2]
     if has_secrets and not split.netloc and (":" in split.path or (rest and not rest.startswith(("//", "?")))):
         return "does not go on with //host behind the colon: write name://user:password@host/name"
     if has_secrets and not _HOSTS.fullmatch(split.netloc.rpartition("@")[2]):
