@@ -28,7 +28,7 @@ from kode_core import (
     ToolCallRecord,
     create_extended_store,
 )
-from kode_core.backends.json_files import folder, journal
+from kode_core.backends.json_files import folder, journal, states
 
 SQLITE = {"type": "sqlite", "db_path": "a.db"}
 JSON = {"type": "json", "base_dir": "store"}
@@ -176,7 +176,7 @@ async def test_a_compaction_that_fails_fails_no_write(monkeypatch: pytest.Monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async with create_extended_store(JSON) as store:
-        monkeypatch.setattr(journal, "replace_file", full)
+        monkeypatch.setattr(states, "replace_file", full)
         for i in range(6):
             await store.save_todos("a", samples.todos("x" * 400_000).replace(version=i))
         await store.append_messages("a", samples.messages(3))
