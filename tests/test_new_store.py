@@ -198,7 +198,7 @@ def test_the_steps_leave_nothing_out(option: str, protocol: type, tmp_path: Path
     written = re.findall(r"\w+", " ".join(methods for methods, _ in steps))
     assert methods(protocol).keys() - {"close"} <= {*written}
     areas = set(re.findall(r"--only (\w+)", text))
-    needs_extended = {"QRY", "LOCK", "FORK", "VER", "DOC"}
+    needs_extended = {"QRY", "LOCK", "FORK", "VER", "DOC", "SCOPE"}
     assert areas == {clause.area for clause in clauses().values()} - (needs_extended if protocol is Store else set())
 
 

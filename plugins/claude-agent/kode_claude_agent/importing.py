@@ -40,7 +40,8 @@ async def open_transcripts(source: str) -> AsyncIterator[AsyncIterator[ForeignAg
         ConfigurationError: there is no such folder or file, or it has no transcript.
     """
     place = Path(source).expanduser()
-    if source and await asyncio.to_thread(place.is_file):
+    is_file = await asyncio.to_thread(place.is_file)
+    if source and is_file:
         if not await asyncio.to_thread(is_transcript, place):
             raise ConfigurationError(f"{source} has no entries of a transcript among its first lines")
         yield _agents([_of_file(place)])

@@ -200,7 +200,7 @@ OFFSET: Final = 2_000
         ({"sort_by": "message_count"}, 2 * OFFSET),
         ({"updated_before": END}, OFFSET),
         ({"template_id": ["tpl-3", "tpl-4"]}, 2 * OFFSET),
-        ({"metadata": {"plan": "gold"}}, 3 * HEAD * (OFFSET + LIMIT)),  # a condition on infos, which are looked at
+        ({"metadata": {"plan": "gold"}}, 5 * HEAD * (OFFSET + LIMIT)),  # a third have it: each info is looked at
     ],
     ids=str,
 )

@@ -92,11 +92,14 @@ async def test_a_schema_of_its_own(database: str) -> None:
     await con.execute("CREATE SCHEMA old_one; SET search_path TO old_one")
     await fill(con, 1)
     await con.close()
-    joint = "&" if "?" in database else "?"
-    with pytest.raises(ConfigurationError, match="name it with --files DIR"):
+    url = f"{database}{'&' if '?' in database else '?'}schema=old_one"
+    with pytest.raises(ConfigurationError, match=r"name their schema with \?schema=NAME"):
         async with open_source(database):
             pass
-    async with open_source(f"{database}{joint}schema=old_one", without_files=True) as source:
+    with pytest.raises(ConfigurationError, match="name it with --files DIR"):
+        async with open_source(url):
+            pass
+    async with open_source(url, without_files=True) as source:
         assert [one.outcome async for one in import_agents(source, None)] == ["importable"]
         assert list(source.remarks) == ["without files: events, todos, history and media are not brought"]
 
