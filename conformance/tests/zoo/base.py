@@ -173,6 +173,35 @@ class MemoryLayer(Layer):
         return cast(MemoryEngine, self.inner)._space
 
 
+class CommittingLayer(MemoryLayer):
+    """A layer that takes the place of the commit of one batch inside the memory engine."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        plain = inner._commit
+        inner._commit = lambda batch: self.committing(batch, plain)
+
+    def committing(self, batch: Any, commit: Callable[[Any], Any]) -> Any:
+        """Commit *batch*, as *commit* does it without a fault."""
+        raise NotImplementedError
+
+
+class StreamWrapper:
+    """A stream around the stream of a follower."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await anext(self.inner)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
 # --- the register -----------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from kode_conformance.context import Context
 from kode_conformance.values import samples
 
-from conformance.tests.zoo.base import Wrapper, mutant
+from conformance.tests.zoo.base import StreamWrapper, Wrapper, mutant
 from kode_core.errors import AgentDeletedError
 from kode_core.model import AgentEvent, StoredEvent, Timeline
 from kode_core.protocols import Heartbeat
@@ -144,20 +144,6 @@ class TurnsSortOffsets(EngineStore):
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
-class _Stream:
-    """A stream around a stream."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-        self.aclose = stream.aclose
-
-    def __aiter__(self) -> Any:
-        return self
-
-    async def __anext__(self) -> Any:
-        return await anext(self.stream)
-
-
 async def _beats(ctx: Context) -> object:
     await ctx.store.append_event("a", samples.event(0))
     stream: Any = ctx.store.follow_events("a", heartbeat_ms=30)
@@ -176,13 +162,13 @@ class BeatsAtNought(EngineStore):
         return _Nought(super().follow_events(agent_id, **how), how.get("after_offset", 0))
 
 
-class _Nought(_Stream):
+class _Nought(StreamWrapper):
     def __init__(self, stream: Any, begun: int) -> None:
         super().__init__(stream)
         self._begun = begun
 
     async def __anext__(self) -> Any:
-        item = await anext(self.stream)
+        item = await anext(self.inner)
         return Heartbeat(item.timestamp, self._begun) if isinstance(item, Heartbeat) else item
 
 
@@ -234,7 +220,7 @@ class FollowsTheNextAgent(EngineStore):
         return _GoesOn(super().follow_events, agent_id, how)
 
 
-class _GoesOn(_Stream):
+class _GoesOn(StreamWrapper):
     def __init__(self, follow: Any, agent_id: str, how: dict[str, Any]) -> None:
         super().__init__(follow(agent_id, **how))
         self._again = lambda: follow(agent_id, **how)
@@ -242,10 +228,10 @@ class _GoesOn(_Stream):
     async def __anext__(self) -> Any:
         while True:
             try:
-                return await anext(self.stream)
+                return await anext(self.inner)
             except AgentDeletedError:
-                await self.stream.aclose()
-                self.stream = self._again()
+                await self.inner.aclose()
+                self.inner = self._again()
 
 
 async def _silent(ctx: Context) -> object:

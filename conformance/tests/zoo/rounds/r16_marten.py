@@ -17,7 +17,7 @@ from kode_conformance.values import samples
 from kode_conformance.values.samples import T0
 from msgspec.structs import replace
 
-from conformance.tests.zoo.base import MemoryLayer, OnSqlite, Wrapper
+from conformance.tests.zoo.base import CommittingLayer, MemoryLayer, OnSqlite, Wrapper
 from conformance.tests.zoo.rounds import fault
 from conformance.tests.zoo.witnesses import each, happened, seen, talk, the
 from kode_core.batch import Applied, DocKind, EventRange, ListKind
@@ -27,19 +27,6 @@ from kode_core.errors import InvalidArgumentError
 from kode_core.layers import Layer
 from kode_core.model import AgentInfo, Bookmark, Message, Snapshot, ToolCallApproval, ToolResultBlock
 from kode_core.store import EngineStore
-
-
-class _Committing(MemoryLayer):
-    """A layer that is there at the very moment of a commit."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__(inner)
-        plain = inner._commit
-        inner._commit = lambda batch: self.committing(batch, plain)
-
-    def committing(self, batch: Any, commit: Callable[[Any], Any]) -> Any:
-        raise NotImplementedError
-
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
@@ -257,7 +244,7 @@ async def _edits_last(store: Any) -> object:
     source="INSERT ... ON CONFLICT (agent_id, position) DO UPDATE SET body = excluded.body, created_at = excluded.created_at",
     witness=seen(_edits_last),
 )
-class MarRestampsTheLast(_Committing):
+class MarRestampsTheLast(CommittingLayer):
     """Gives the last message a new time when it is replaced where it stands, as a streamed answer is."""
 
     def committing(self, batch: Any, commit: Callable[[Any], Any]) -> Any:
@@ -323,7 +310,7 @@ class MarRemembersCounts(EngineStore):
         lambda s: s.load_info("a"),
     ),
 )
-class MarSnapshotMovesInfo(_Committing):
+class MarSnapshotMovesInfo(CommittingLayer):
     """Moves the info's last safe fork point forward when a snapshot of a later one is saved."""
 
     def committing(self, batch: Any, commit: Callable[[Any], Any]) -> Any:
@@ -403,7 +390,7 @@ async def _offset_after_delete(store: Any) -> object:
     source="SQLite: INTEGER PRIMARY KEY without AUTOINCREMENT gives the largest rowid + 1, and used ones come again",
     witness=seen(_offset_after_delete),
 )
-class MarOffsetsFromTheRows(_Committing):
+class MarOffsetsFromTheRows(CommittingLayer):
     """Begins the offsets of an agent anew after it was deleted."""
 
     def committing(self, batch: Any, commit: Callable[[Any], Any]) -> Any:
@@ -581,7 +568,7 @@ async def _moves(store: Any) -> object:
     source="SQLAlchemy and Hibernate: a flush writes no UPDATE for what is not dirty, so onupdate=now() does not run",
     witness=seen(_moves),
 )
-class MarNotDirty(_Committing):
+class MarNotDirty(CommittingLayer):
     """Leaves ``updated_at`` where it is when a save of messages or tool calls changes nothing."""
 
     def committing(self, batch: Any, commit: Callable[[Any], Any]) -> Any:
@@ -641,7 +628,7 @@ async def _old_times(store: Any) -> object:
     source="a cache of first-seen times by (agent, hash of the message) that a delete does not empty",
     witness=seen(_old_times),
 )
-class MarTimesOutliveTheAgent(_Committing):
+class MarTimesOutliveTheAgent(CommittingLayer):
     """Gives the first messages of an agent that was deleted and made again the times that they had before."""
 
     def __init__(self, inner: Any) -> None:

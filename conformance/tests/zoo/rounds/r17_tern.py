@@ -15,7 +15,7 @@ from kode_conformance.values import samples
 from kode_conformance.values.samples import T0
 from msgspec.structs import replace
 
-from conformance.tests.zoo.base import MemoryLayer, OnSqlite, Wrapper
+from conformance.tests.zoo.base import CommittingLayer, MemoryLayer, OnSqlite, Wrapper
 from conformance.tests.zoo.rounds import fault
 from conformance.tests.zoo.witnesses import each, happened, seen, talk, the
 from kode_core.batch import (
@@ -60,18 +60,6 @@ Commit = Callable[[Any], Any]
 _MESSAGE_KEYS: Final = f"{CORE_KEYS}messages/"
 
 
-class _Committing(MemoryLayer):
-    """A layer that is there at the very moment of a commit."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__(inner)
-        plain = inner._commit
-        inner._commit = lambda batch: self.committing(batch, plain)
-
-    def committing(self, batch: Any, commit: Commit) -> Any:
-        raise NotImplementedError
-
-
 # --- documents and tags -----------------------------------------------------------------------------------------------
 
 
@@ -112,7 +100,7 @@ class TernSkipsBehindTheGone(Layer):
         lambda s: the("key", s.query_documents("jobs", {"state": "done"})),
     ),
 )
-class TernTriggerOnTheValue(_Committing):
+class TernTriggerOnTheValue(CommittingLayer):
     """Finds a document by its former tags after a put that changed its tags and not its value."""
 
     def committing(self, batch: Any, commit: Commit) -> Any:
@@ -145,7 +133,7 @@ async def _deletes_the_gone(store: Any) -> object:
     source="DELETE ... WHERE key = ? AND version = ?: no row was deleted, and for a delete that is as good as done",
     witness=seen(_deletes_the_gone, lambda s: s.list_document_keys("a", "jobs")),
 )
-class TernDeletesTheGone(_Committing):
+class TernDeletesTheGone(CommittingLayer):
     """Lets a delete that demands a version succeed when the document does not exist any more."""
 
     def committing(self, batch: Any, commit: Commit) -> Any:
@@ -440,7 +428,7 @@ async def _once(store: Any, key: str, text: str) -> list[tuple[int, bool]]:
         lambda s: _once(s, "k0", "x"),
     ),
 )
-class TernReplaceCascades(_Committing):
+class TernReplaceCascades(CommittingLayer):
     """Forgets the key of a message that is replaced at its position."""
 
     def committing(self, batch: Any, commit: Commit) -> Any:
@@ -469,7 +457,7 @@ class TernReplaceCascades(_Committing):
         lambda s: the("position", s.query_messages(content_type="tool_use")),
     ),
 )
-class TernReplacesBodiesAlone(_Committing):
+class TernReplacesBodiesAlone(CommittingLayer):
     """Finds a message that was replaced by the role and the content types of the one before."""
 
     def committing(self, batch: Any, commit: Commit) -> Any:
@@ -495,7 +483,7 @@ class TernReplacesBodiesAlone(_Committing):
     ),
 )
 class TernLastBeforeBefore(EngineStore):
-    """Takes the last records of the whole list, and then leaves out those that are not ``before``."""
+    """Takes the last records of the whole list, and then leaves out the records that are not ``before``."""
 
     async def _list(self, agent_id: str, kind: ListKind, last: Any, after: Any, before: Any, on_corrupt: Any) -> Any:
         Span.of(after, before, last)
@@ -854,7 +842,7 @@ def _of_three() -> AgentRecords:
         lambda s: _once(s, "k", "y"),
     ),
 )
-class TernImportKeepsOldKeys(_Committing):
+class TernImportKeepsOldKeys(CommittingLayer):
     """Still knows, after an import, the keys that the id had when all of its messages had been removed."""
 
     def committing(self, batch: Any, commit: Commit) -> Any:

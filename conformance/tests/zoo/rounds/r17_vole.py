@@ -241,7 +241,7 @@ async def _two_versions(s: Any) -> Any:
     witness=seen(_two_versions),
 )
 class VolVersionsSorted(Wrapper):
-    """Returns the versions of ``write_documents`` in the order of the keys, not in that of the call."""
+    """Returns the versions of ``write_documents`` in the order of the keys, not in the order of the call."""
 
     async def write_documents(self, agent_id: str, documents: Any, *, fence: Any = None) -> Any:
         versions = await self.inner.write_documents(agent_id, documents, fence=fence)
@@ -597,8 +597,8 @@ def _by_length(value: Any) -> Any:
     ),
 )
 class VolReplaceKeyOrder(Wrapper):
-    """Orders the keys of a message's metadata and of the inputs of its tools by length when it is replaced; those of
-    messages that are saved and appended it keeps."""
+    """Orders the keys of a message's metadata and of the inputs of its tools by length when it is replaced, and keeps
+    their order when it is saved or appended."""
 
     async def replace_message(self, agent_id: str, position: int, message: Any, **given: Any) -> None:
         if isinstance(message, Message):
@@ -967,8 +967,8 @@ async def _last_of_tenant(s: Any) -> Any:
     witness=seen(_last_of_tenant),
 )
 class VolReverseTenant(Layer):
-    """Searches a tenant's documents in reverse from the end of all tenants', so that a page of those of others is an
-    empty last page."""
+    """Searches a tenant's documents in reverse from the end of all tenants' documents, so that a page of other tenants
+    is an empty last page."""
 
     async def find_docs(self, query: Any) -> Any:
         if query.descending and query.after is not None and not query.after[1]:

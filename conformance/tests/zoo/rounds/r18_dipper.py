@@ -13,7 +13,7 @@ from kode_conformance.values import samples
 from kode_conformance.values.samples import T0
 from msgspec.structs import replace
 
-from conformance.tests.zoo.base import MemoryLayer, Wrapper
+from conformance.tests.zoo.base import CommittingLayer, Wrapper
 from conformance.tests.zoo.rounds import fault
 from conformance.tests.zoo.witnesses import each, happened, seen, talk, the
 from kode_core.batch import CORE_KEYS, Applied, DocKind, DocWrite, EventRange, ListKind, Outline
@@ -36,18 +36,6 @@ from kode_core.tenants import full_agent_id
 from kode_core.texts import texts_of
 
 _SEVERAL = (list, tuple, set, frozenset)
-
-
-class _Committing(MemoryLayer):
-    """A layer that is there at the very moment of a commit."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__(inner)
-        plain = inner._commit
-        inner._commit = lambda batch: self.committing(batch, plain)
-
-    def committing(self, batch: Any, commit: Callable[[Any], Any]) -> Any:
-        raise NotImplementedError
 
 
 async def _done(call: Any) -> None:
@@ -145,7 +133,7 @@ async def _another_role(store: Any) -> object:
     source="a table partitioned by role: an UPDATE of the partition key is a DELETE and an INSERT, with DEFAULT now()",
     witness=seen(_another_role),
 )
-class DipNewRoleNewTime(_Committing):
+class DipNewRoleNewTime(CommittingLayer):
     """Gives a message that is replaced at its position a new time if the new one has another role."""
 
     def committing(self, batch: Any, commit: Callable[[Any], Any]) -> Any:
@@ -215,7 +203,7 @@ class DipReplacesBehindTheEnd(Wrapper):
         lambda s: the("text", s.load_messages("a")),
     ),
 )
-class DipKeysGoWithTheMessage(_Committing):
+class DipKeysGoWithTheMessage(CommittingLayer):
     """Forgets the keys of messages that are popped or cut off the end of the list."""
 
     def committing(self, batch: Any, commit: Callable[[Any], Any]) -> Any:
@@ -328,7 +316,7 @@ async def _how_many(offsets: Any) -> int:
         lambda s: the("bookmark", _all(s.read_events("a"))),
     ),
 )
-class DipPrunedAreStillKnown(_Committing):
+class DipPrunedAreStillKnown(CommittingLayer):
     """Stores nothing when an event is appended again that was pruned since, and gives it the offset that it had."""
 
     def __init__(self, inner: Any) -> None:
@@ -843,7 +831,7 @@ def _value(call: Any, name: str) -> Any:
     ),
 )
 class DipOffsetBeforeTheSearch(EngineStore):
-    """Skips, with ``contains`` and ``offset``, so many messages, and not so many of those that contain the text."""
+    """Skips, with ``contains`` and ``offset``, so many messages, and not so many matches."""
 
     async def query_messages(self, **filters: Any) -> Any:
         needle, offset = filters.get("contains"), filters.get("offset")

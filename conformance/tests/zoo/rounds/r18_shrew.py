@@ -12,7 +12,7 @@ from typing import Any
 from kode_conformance.values import samples
 from msgspec.structs import replace
 
-from conformance.tests.zoo.base import MemoryLayer, Wrapper
+from conformance.tests.zoo.base import MemoryLayer, StreamWrapper, Wrapper
 from conformance.tests.zoo.rounds import fault
 from conformance.tests.zoo.witnesses import happened, seen, talk, the
 from kode_core.batch import CORE_KEYS, Applied, Batch, DocKind, DocWrite, ListKind, Outline, Refused, ToolCallIndex
@@ -611,7 +611,7 @@ async def _emit_under_lock(s: Any, t: Any) -> Any:
     witness=seen(_emit_under_lock),
 )
 class ShrewEmitKeepsNumber(EngineStore):
-    """Numbers an event that is emitted under the lock, within a second, by what the instance knew before the lock."""
+    """Numbers an event that is emitted under the lock, within a second, by the numbers from before the lock."""
 
     def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **given)
@@ -620,23 +620,7 @@ class ShrewEmitKeepsNumber(EngineStore):
         emitter._next_seq = lambda agent_id, number, fence: read(agent_id, number, None)  # type: ignore[method-assign]
 
 
-class _Stream:
-    """A stream around the stream of ``follow_events``."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def __aiter__(self) -> Any:
-        return self
-
-    async def __anext__(self) -> Any:
-        return await self.inner.__anext__()
-
-    async def aclose(self) -> None:
-        await self.inner.aclose()
-
-
-class _FromZero(_Stream):
+class _FromZero(StreamWrapper):
     last = 0
 
     async def __anext__(self) -> Any:
@@ -655,7 +639,7 @@ async def _first_beat(s: Any) -> Any:
 
 @fault(
     "EVT-9",
-    source="server-sent events: the id of a keep-alive is that of the last event of the connection, not Last-Event-ID",
+    source="server-sent events: a keep-alive has the id of the last event of the connection, not Last-Event-ID",
     witness=seen(_first_beat),
 )
 class ShrewHeartbeatFromZero(Wrapper):
@@ -666,7 +650,7 @@ class ShrewHeartbeatFromZero(Wrapper):
         return stream if given.get("heartbeat_ms") is None else _FromZero(stream)
 
 
-class _Quiet(_Stream):
+class _Quiet(StreamWrapper):
     async def __anext__(self) -> Any:
         try:
             return await self.inner.__anext__()
@@ -799,7 +783,7 @@ async def _prune_ties(s: Any) -> Any:
     witness=seen(_prune_ties),
 )
 class ShrewPruneTies(Wrapper):
-    """Keeps, of snapshots of one time, the last ones by id and not those that are first in the list."""
+    """Keeps, of snapshots of one time, the last ones by id and not the first ones of the list."""
 
     async def prune(self, agent_id: str, *, keep_snapshots: Any = None, **given: Any) -> Any:
         rest = {name: value for name, value in given.items() if name not in ("fence", "dry_run")}

@@ -19,7 +19,7 @@ from kode_conformance.values.samples import T0
 from kode_sqlite.engine import SqliteEngine
 from msgspec.structs import replace
 
-from conformance.tests.zoo.base import MemoryLayer, OnSqlite, Wrapper
+from conformance.tests.zoo.base import MemoryLayer, OnSqlite, StreamWrapper, Wrapper
 from conformance.tests.zoo.rounds import fault
 from conformance.tests.zoo.witnesses import seen, talk, the
 from kode_core.batch import Applied, Doc, DocKind, DocWrite, ListKind
@@ -48,7 +48,7 @@ _SEVERAL = (list, tuple, set, frozenset)
 
 
 class _Committing(MemoryLayer):
-    """A layer that is there at the very moment of a commit."""
+    """A layer that takes the place of the commit of each batch."""
 
     async def commit(self, batches: Sequence[Any]) -> Any:
         await asyncio.sleep(0)
@@ -60,22 +60,6 @@ class _Committing(MemoryLayer):
     def apply(self, batch: Any) -> Any:
         """Commit as the engine does."""
         return self.inner._commit(batch)  # type: ignore[attr-defined]
-
-
-class _Stream:
-    """A stream of events; a subclass changes its items."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def __aiter__(self) -> Any:
-        return self
-
-    async def __anext__(self) -> Any:
-        return await anext(self.inner)
-
-    async def aclose(self) -> None:
-        await self.inner.aclose()
 
 
 def _info(agent_id: str) -> Callable[[Any], Any]:
@@ -432,7 +416,7 @@ async def _goes_on_from_a_heartbeat(store: Any) -> object:
     return await _values(store.read_events("a", after_offset=beat.offset), lambda e: e.bookmark.seq)
 
 
-class _FromZero(_Stream):
+class _FromZero(StreamWrapper):
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)
         self.last = 0
@@ -468,7 +452,7 @@ async def _follows_over_a_bulk_delete(store: Any) -> object:
         return (await anext(events)).bookmark.seq
 
 
-class _Untold(_Stream):
+class _Untold(StreamWrapper):
     def __init__(self, store: Any, agent_id: str, wanted: dict[str, Any]) -> None:
         super().__init__(store.inner.follow_events(agent_id, **wanted))
         self.store, self.agent_id, self.wanted = store, agent_id, wanted

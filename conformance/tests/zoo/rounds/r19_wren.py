@@ -15,7 +15,7 @@ from kode_conformance.values import samples
 from kode_conformance.values.samples import T0
 from msgspec.structs import replace
 
-from conformance.tests.zoo.base import MemoryLayer, OnJson, OnSqlite, Wrapper
+from conformance.tests.zoo.base import CommittingLayer, MemoryLayer, OnJson, OnSqlite, StreamWrapper, Wrapper
 from conformance.tests.zoo.rounds import fault
 from conformance.tests.zoo.witnesses import each, happened, seen, talk, the
 from kode_core.batch import CORE_KEYS, Applied, DocKind, DocWrite, ListKind, Outline
@@ -37,18 +37,6 @@ from kode_core.store.writer import Writer
 
 _KEYS: Final = f"{CORE_KEYS}messages/"
 """The keys of messages begin so."""
-
-
-class _Committing(MemoryLayer):
-    """A layer that is there at the very moment of a commit."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__(inner)
-        plain = inner._commit
-        inner._commit = lambda batch: self.committing(batch, plain)
-
-    def committing(self, batch: Any, commit: Callable[[Any], Any]) -> Any:
-        raise NotImplementedError
 
 
 async def _all(stream: AsyncIterator[Any]) -> list[Any]:
@@ -109,7 +97,7 @@ async def _append_under_a_slow_clock(ctx: Any) -> object:
     source="greatest(?, (select created_at … order by position desc limit 1)): the last row has not the latest time",
     witness=_append_under_a_slow_clock,
 )
-class WrenTimeOfTheLastRow(_Committing):
+class WrenTimeOfTheLastRow(CommittingLayer):
     """Gives an appended message the time of the last message at least, though one before that may be later."""
 
     def committing(self, batch: Any, commit: Callable[[Any], Any]) -> Any:
@@ -256,23 +244,7 @@ class WrenHighestOfDoubles(MemoryLayer):
             return max(rows, key=lambda row: (float(row.seq), row.offset), default=None)
 
 
-class _Stream:
-    """A follower's stream around another one."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def __aiter__(self) -> Any:
-        return self
-
-    async def __anext__(self) -> Any:
-        return await self.inner.__anext__()
-
-    async def aclose(self) -> None:
-        await self.inner.aclose()
-
-
-class _SmallWhenLive(_Stream):
+class _SmallWhenLive(StreamWrapper):
     """Drops large events, but for those that were stored when it began."""
 
     def __init__(self, inner: Any, stored: Callable[[], AsyncIterator[Any]]) -> None:
@@ -327,7 +299,7 @@ class WrenLargeEventsAreNotPushed(Wrapper):
         return _SmallWhenLive(stream, lambda: self.inner.read_events(agent_id, after_offset=after))
 
 
-class _BeatsFromZero(_Stream):
+class _BeatsFromZero(StreamWrapper):
     """Knows no offset until it has handed out an event."""
 
     def __init__(self, inner: Any) -> None:
@@ -726,7 +698,7 @@ def _without_terms(batch: Any) -> Any:
         lambda s: the("text", s.load_messages("a")),
     ),
 )
-class WrenReplacedMessagesLoseTheirKeys(_Committing):
+class WrenReplacedMessagesLoseTheirKeys(CommittingLayer):
     """Forgets the key of a message whose place was written again."""
 
     def committing(self, batch: Any, commit: Callable[[Any], Any]) -> Any:
@@ -756,7 +728,7 @@ class WrenReplacedMessagesLoseTheirKeys(_Committing):
         lambda s: the("id", s.list_snapshots("a")),
     ),
 )
-class WrenKeepsTheLastOfEquals(_Committing):
+class WrenKeepsTheLastOfEquals(CommittingLayer):
     """Keeps the snapshots with the greatest ids when it prunes among some of one time, and not the first ones."""
 
     def committing(self, batch: Any, commit: Callable[[Any], Any]) -> Any:
@@ -822,7 +794,7 @@ async def _delete_the_parents_snapshot(store: Any) -> object:
     source="forks that refer to the parent's blobs until they write their own, with on delete cascade for the blobs",
     witness=seen(_delete_the_parents_snapshot),
 )
-class WrenForksReferToSnapshots(_Committing):
+class WrenForksReferToSnapshots(CommittingLayer):
     """Takes a snapshot away from the forks of an agent when the agent's own is deleted or pruned."""
 
     @property
