@@ -38,6 +38,12 @@ class FencedWrite(NamedTuple):
     async def act(self, store: ExtendedStore, agent_id: str, **fence: Any) -> Any:
         return await getattr(store, self.method)(agent_id, **self.arguments, **fence)
 
+    @property
+    def takes_version(self) -> bool:
+        """True if the method demands a version of the agent, and not of a document."""
+        takes = "expect" in inspect.signature(getattr(ExtendedStore, self.method)).parameters
+        return takes and self.method not in DOCUMENT_METHODS
+
 
 _KEPT: Final = ("keep_snapshots", "keep_history_windows", "keep_compression_records", "keep_recovered_files")
 _VALUES: Final[Mapping[str, Callable[[str, int], Any]]] = {

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from kode_conformance.calls.fenced import fenced_writes
-from kode_conformance.calls.methods import DOCUMENT_METHODS, calls_of, drive
+from kode_conformance.calls.methods import calls_of, drive
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
@@ -126,8 +126,7 @@ async def _conflicts(store: ExtendedStore) -> Mapping[str, Callable[[], Awaitabl
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         f"{write.name} with an older version": partial(write.act, store, "c", expect=stale)
         for write in fenced_writes("c", edits=True)
-        if write.method not in DOCUMENT_METHODS
-        and "expect" in inspect.signature(getattr(ExtendedStore, write.method)).parameters
+        if write.takes_version
     }
     calls["create_agent for an agent that exists"] = partial(store.create_agent, "c", samples.info("c"))
     calls["fork to an agent that exists"] = partial(store.fork, "c", "d")

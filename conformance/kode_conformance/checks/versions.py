@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from kode_conformance.calls.fenced import FencedWrite, fenced_writes, idle_writes
-from kode_conformance.calls.methods import DOCUMENT_METHODS
 from kode_conformance.checks.forks import see_forks_after_edits
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
@@ -86,15 +84,9 @@ def _demanding() -> Mapping[str, tuple[str, dict[str, Any]]]:
     """Calls of every method that takes a version."""
     calls: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, write in {write.name: write for write in fenced_writes("a", edits=True)}.items():
-        if _takes_version(write):
+        if write.takes_version:
             calls[name] = (write.method, dict(write.arguments))
     return calls
-
-
-def _takes_version(write: FencedWrite) -> bool:
-    """True if the method demands a version of the agent, and not of a document."""
-    takes = "expect" in inspect.signature(getattr(ExtendedStore, write.method)).parameters
-    return takes and write.method not in DOCUMENT_METHODS
 
 
 @check("VER-2", needs=_E, under=(_D.CHANGES, _D.INSTANCES, _D.ORDERS))
@@ -143,7 +135,7 @@ async def _refuse_idle(ctx: Context, stores: Sequence[ExtendedStore]) -> None:
         if agent_id == "gone":
             await stores[1].delete("gone")
         before, present = await dump(ctx, agent_id), await stores[1].load_version(agent_id)
-        writes = [w for w in idle_writes(agent_id, without=agent_id != "full") if _takes_version(w)]
+        writes = [w for w in idle_writes(agent_id, without=agent_id != "full") if w.takes_version]
         for number, write in enumerate(in_time(ctx, writes, begun=begun)):
             told = f"{write.name} of the agent {agent_id!r} with the version of before"
             error = await ctx.raises(
