@@ -7,12 +7,13 @@ import time
 from collections import Counter
 from typing import Final
 
-from kode_conformance.context import Context, Violation
+from kode_conformance.checks.locks import renew, see_held
+from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.instruments.pace import TooSlow, in_time, judged
+from kode_conformance.instruments.pace import in_time, judged
 from kode_conformance.kills.writes import WRITES, overwrite, portrait
 from kode_conformance.registry import Capability, check
-from kode_core.errors import LockLostError, LockUnavailableError
+from kode_core.errors import LockUnavailableError
 from kode_core.protocols import ExtendedStore
 
 
@@ -77,24 +78,12 @@ async def a_renewal_is_for_the_time_of_the_lease(ctx: Context) -> None:
 
     async def renewed(longer: int) -> None:
         agent_id, seconds = f"short-{longer}", 0.4 * ctx.harness.patience * longer
-        begun = time.monotonic()
-
-        def must_last(what: str) -> Exception:
-            passed = time.monotonic() - begun
-            told = f"{what} {passed:.2f} s after it was taken or renewed for {seconds:g} s"
-            return Violation(told) if passed < seconds else TooSlow(told)
-
-        short = await ctx.store.acquire_agent_lock(agent_id, ttl_ms=int(1000 * seconds))
+        ttl_ms, begun = int(1000 * seconds), time.monotonic()
+        short = await ctx.store.acquire_agent_lock(agent_id, ttl_ms=ttl_ms)
         await asyncio.sleep(0.375 * seconds)
         for _ in range(_RENEWALS):  # their times do not add up
-            now = time.monotonic()
-            try:
-                await short.renew()
-            except LockLostError:
-                raise must_last("a lease was lost") from None
-            begun = now
-        if await _is_free(other, agent_id):
-            raise must_last("another got a lock")
+            begun = await renew(short, begun, ttl_ms)
+        await see_held(other, agent_id, begun, ttl_ms)
         told = f"a lease of {seconds:g} s that was renewed must end by itself"
         await ctx.eventually(lambda: _is_free(other, agent_id), told, seconds=20 * seconds)
 

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar, cast
 
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
-from kode_conformance.instruments.patience import SOON_S, after_steps
+from kode_conformance.instruments.patience import SOON_S, WAIT_MS, after_steps
 from kode_conformance.kills.writes import FORK, IMPORT, WRITES, Write, expected, forked, portrait, seed, write_on
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -23,10 +23,6 @@ T = TypeVar("T")
 _E = Capability.EXTENDED
 _LEFT_OVER: Final = 5
 """The number of tasks that may stay in the end, such as a pool's, however many calls were cancelled."""
-
-_WAIT_MS: Final = 20_000
-"""Less than the time of a lease: a lock that nobody gives back is not had by waiting for it."""
-"""How long a call may take without contention."""
 
 
 class _Tasks:
@@ -169,7 +165,7 @@ async def cancelled_waiters_are_no_ghosts(ctx: Context) -> None:
     inside: list[int] = []
 
     async def wait(i: int) -> None:
-        async with (ctx.store, other)[i % 2].acquire_agent_lock("a", wait_ms=_WAIT_MS):
+        async with (ctx.store, other)[i % 2].acquire_agent_lock("a", wait_ms=WAIT_MS):
             inside.append(i)
             try:
                 ctx.equal(len(inside), 1, "how many are inside")
@@ -179,7 +175,7 @@ async def cancelled_waiters_are_no_ghosts(ctx: Context) -> None:
 
     async def take() -> Lease:
         try:
-            return await other.acquire_agent_lock("a", wait_ms=_WAIT_MS)
+            return await other.acquire_agent_lock("a", wait_ms=WAIT_MS)
         except LockError as error:
             raise Violation(f"nobody is left who wants the lock, and it cannot be had: {error}") from error
 

@@ -171,11 +171,11 @@ async def _see_waiters_wait(ctx: Context, other: ExtendedStore) -> None:
         with clock_off(off):
             done = await ctx.ended([hasty])
             ctx.true(done, f"one who waits for 100 ms waits on after the clock stepped by {off} s")
-            ctx.true(not patient.done(), f"one who waits for ten minutes gave up when the clock stepped by {off} s")
+            ctx.true(not patient.done(), f"a waiter with ten minutes gave up when the clock stepped by {off} s")
             await lease.release()
             done = await ctx.ended([patient])
         ctx.equal(hasty.result(), False, "whether one who waited for 100 ms got a lock that was held")
-        ctx.true(done and patient.result(), f"one who waits for ten minutes must get the lock after a step by {off} s")
+        ctx.true(done and patient.result(), f"a waiter with ten minutes must get the lock after a step by {off} s")
 
 
 async def _got(store: ExtendedStore, agent_id: str, wait_ms: int) -> bool:

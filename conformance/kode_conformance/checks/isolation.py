@@ -19,7 +19,6 @@ from kode_core.errors import InvalidArgumentError, LockLostError, PayloadTooLarg
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
-"""How long the calls for healthy agents may take together."""
 
 
 class _Handles:

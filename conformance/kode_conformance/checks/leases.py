@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension, twins
+from kode_conformance.instruments.patience import WAIT_MS
 from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
@@ -21,8 +22,6 @@ _LONG_MS: Final = 600_000
 _SHORT_MS: Final = 70
 _OVER_S: Final = 0.35
 """The time after which a short lease has ended."""
-
-_WAIT_MS: Final = 20_000
 
 
 class LeftByError(Exception):
@@ -128,7 +127,7 @@ async def _left_after_renewals(store: ExtendedStore, agent_id: str, pause: float
     ttl_ms, loop = 1200, asyncio.get_running_loop()
     while True:
         begun = loop.time()
-        async with store.acquire_agent_lock(agent_id, ttl_ms=ttl_ms, wait_ms=_WAIT_MS) as lease:
+        async with store.acquire_agent_lock(agent_id, ttl_ms=ttl_ms, wait_ms=WAIT_MS) as lease:
             await asyncio.sleep(ttl_ms * 0.000375)  # a block renews its lease; its end is the end of that, too
         if loop.time() - begun < ttl_ms / 1000:
             return lease
@@ -144,7 +143,7 @@ class _End(NamedTuple):
     @property
     def wait_ms(self) -> int:
         """How long the next comer may wait: to see a lease run out may take its time anew, as clocks do not compare."""
-        return _WAIT_MS if "expired" in self.how else 0
+        return WAIT_MS if "expired" in self.how else 0
 
 
 ENDS: Final = tuple(
@@ -279,7 +278,7 @@ async def whoever_waits_gets_the_lock_at_its_end(ctx: Context) -> None:
     stores = (ctx.store, await ctx.another())
 
     async def wait(agent_id: str, store: ExtendedStore, inside: list[int], i: int) -> int:
-        lease = await take(store.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS, wait_ms=_WAIT_MS), f"waiter {i}")
+        lease = await take(store.acquire_agent_lock(agent_id, ttl_ms=_LONG_MS, wait_ms=WAIT_MS), f"waiter {i}")
         inside.append(i)
         ctx.equal(inside, [i], "who is inside")
         await asyncio.sleep(0)
@@ -329,7 +328,7 @@ async def waits_and_times_at_their_edges(ctx: Context) -> None:
                     raise Violation(f"one who waited for {wait_ms} ms got it before its time was over")
                 await got.release()  # this machine was too slow to tell
         if ttl_ms < 2000:
-            new = await take(other.acquire_agent_lock(agent_id, wait_ms=_WAIT_MS), "one who waited for longer")
+            new = await take(other.acquire_agent_lock(agent_id, wait_ms=WAIT_MS), "one who waited for longer")
             ctx.true(new.token > lease.token, f"the next token is {new.token}, after {lease.token}")
         else:
             await lease.renew()

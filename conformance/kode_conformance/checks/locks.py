@@ -13,6 +13,7 @@ from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import Suspected, TooSlow, judged
+from kode_conformance.instruments.patience import WAIT_MS
 from kode_conformance.kills.writes import missing_kinds, portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -22,8 +23,6 @@ from kode_core.protocols import ExtendedStore, Lease
 
 _E = Capability.EXTENDED
 _LONG_MS: Final = 600_000
-_WAIT_MS: Final = 20_000
-"""Less than the time of a lease: a lock that nobody gives back is not had by waiting for it."""
 
 
 @check("LOCK-1", "LOCK-2", needs=_E, under=(Dimension.COMPANY, Dimension.INSTANCES))
@@ -41,7 +40,7 @@ async def one_holder_at_a_time(ctx: Context) -> None:
 
     async def work(i: int) -> None:
         nonlocal inside, peak
-        async with (ctx.store, other)[i % 2].acquire_agent_lock("a", wait_ms=_WAIT_MS):
+        async with (ctx.store, other)[i % 2].acquire_agent_lock("a", wait_ms=WAIT_MS):
             inside += 1
             peak = max(peak, inside)
             await asyncio.sleep(0.002)
@@ -88,7 +87,7 @@ async def waiting_for_a_lock(ctx: Context) -> None:
     start = loop.time()
     await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a", wait_ms=150)), "after 150 ms")
     ctx.true(loop.time() - start >= 0.14, "the wait must take its time")
-    waiter = asyncio.ensure_future(_take(ctx.store.acquire_agent_lock("a", wait_ms=_WAIT_MS)))
+    waiter = asyncio.ensure_future(_take(ctx.store.acquire_agent_lock("a", wait_ms=WAIT_MS)))
     await asyncio.sleep(0.05)
     await lease.release()
     second = await waiter
@@ -100,14 +99,14 @@ async def waiting_for_a_lock(ctx: Context) -> None:
 async def a_cancelled_waiter_leaves_nothing(ctx: Context) -> None:
     """A waiter that is cancelled leaves no lock behind."""
     for steps in range(8):
-        task = asyncio.ensure_future(_take(ctx.store.acquire_agent_lock("a", wait_ms=_WAIT_MS)))
+        task = asyncio.ensure_future(_take(ctx.store.acquire_agent_lock("a", wait_ms=WAIT_MS)))
         for _ in range(steps):
             await asyncio.sleep(0)
         task.cancel()
         (result,) = await asyncio.gather(task, return_exceptions=True)
         if not isinstance(result, BaseException):
             await result.release()  # type: ignore[attr-defined]
-        lease = await ctx.store.acquire_agent_lock("a", wait_ms=_WAIT_MS)
+        lease = await ctx.store.acquire_agent_lock("a", wait_ms=WAIT_MS)
         await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "while the next one holds it")
         await lease.release()
 
@@ -121,11 +120,11 @@ async def a_lease_ends_by_itself(ctx: Context) -> None:
         agent_id, ttl_ms = f"a{longer}", 1000 * longer
         await ctx.store.acquire_agent_lock(agent_id, ttl_ms=100)
         begun = time.monotonic()
-        lease = await other.acquire_agent_lock(agent_id, ttl_ms=ttl_ms, wait_ms=_WAIT_MS)
+        lease = await other.acquire_agent_lock(agent_id, ttl_ms=ttl_ms, wait_ms=WAIT_MS)
         for _ in range(5):
             await asyncio.sleep(0.3 * longer)
-            begun = await _renew(lease, begun, ttl_ms)
-        await _see_held(ctx.store, agent_id, begun, ttl_ms)
+            begun = await renew(lease, begun, ttl_ms)
+        await see_held(ctx.store, agent_id, begun, ttl_ms)
         await lease.release()
 
     async def renewed_by_the_block(longer: int) -> None:
@@ -143,7 +142,7 @@ async def a_lease_ends_by_itself(ctx: Context) -> None:
     await asyncio.gather(judged(renewed_by_hand), judged(renewed_by_the_block))
 
 
-async def _renew(lease: Lease, begun: float, ttl_ms: int) -> float:
+async def renew(lease: Lease, begun: float, ttl_ms: int) -> float:
     """Renew a lease that was taken or renewed after *begun*; the moment just before."""
     now = time.monotonic()
     try:
@@ -153,7 +152,7 @@ async def _renew(lease: Lease, begun: float, ttl_ms: int) -> float:
     return now
 
 
-async def _see_held(store: ExtendedStore, agent_id: str, begun: float, ttl_ms: int) -> None:
+async def see_held(store: ExtendedStore, agent_id: str, begun: float, ttl_ms: int) -> None:
     """Check that a lock is held that was taken or renewed after *begun*."""
     try:
         await store.acquire_agent_lock(agent_id)
@@ -183,9 +182,9 @@ async def a_lease_lasts_its_whole_time(ctx: Context) -> None:
         begun = time.monotonic()
         lease = await ctx.store.acquire_agent_lock(agent_id, ttl_ms=ttl_ms)
         if renewed:
-            begun = await _renew(lease, begun, ttl_ms)
+            begun = await renew(lease, begun, ttl_ms)
         await asyncio.sleep(ttl_ms // 1000 + ttl_ms % 1000 * 0.0005)
-        await _see_held(other, agent_id, begun, ttl_ms)
+        await see_held(other, agent_id, begun, ttl_ms)
 
     cases = itertools.product(_ODD_MS, (False, True))
     await asyncio.gather(*(judged(partial(held, ttl_ms, renewed)) for ttl_ms, renewed in cases))
@@ -203,8 +202,8 @@ async def a_killed_holder_is_followed(ctx: Context) -> None:
         report = await process.line()
         process.kill()
         await process.gone()
-        await _see_held(ctx.store, agent_id, begun, ttl_ms)
-        lease = await ctx.store.acquire_agent_lock(agent_id, wait_ms=_WAIT_MS)
+        await see_held(ctx.store, agent_id, begun, ttl_ms)
+        lease = await ctx.store.acquire_agent_lock(agent_id, wait_ms=WAIT_MS)
         ctx.true(lease.token > report["token"], f"token {lease.token} must be above {report['token']}")
         await lease.release()
 
@@ -216,7 +215,7 @@ async def a_late_release_frees_nobody_else(ctx: Context) -> None:
     """A release that comes late, or twice, does not free the lock of the next holder, and does not raise."""
     other = await ctx.another()
     first = await ctx.store.acquire_agent_lock("a", ttl_ms=60)
-    second = await other.acquire_agent_lock("a", wait_ms=_WAIT_MS)
+    second = await other.acquire_agent_lock("a", wait_ms=WAIT_MS)
     await first.release()
     await first.release()
     await ctx.raises(LockUnavailableError, _take(ctx.store.acquire_agent_lock("a")), "after a late release")
@@ -247,7 +246,7 @@ async def writes_under_a_lost_lease_are_refused(ctx: Context) -> None:
     other = await ctx.another()
     await ctx.store.save_messages("a", samples.messages(1))
     old = await ctx.store.acquire_agent_lock("a", ttl_ms=60)
-    new = await other.acquire_agent_lock("a", wait_ms=_WAIT_MS)
+    new = await other.acquire_agent_lock("a", wait_ms=WAIT_MS)
     store = ctx.store
     writes: dict[str, Callable[[], Awaitable[object]]] = {
         "save_messages": lambda: store.save_messages("a", [], fence=old),
@@ -354,7 +353,7 @@ async def a_lost_lease_says_so(ctx: Context) -> None:
     """
     other = await ctx.another()
     expired = await ctx.store.acquire_agent_lock("a", ttl_ms=60)
-    held = await other.acquire_agent_lock("a", wait_ms=_WAIT_MS)
+    held = await other.acquire_agent_lock("a", wait_ms=WAIT_MS)
     released = await ctx.store.acquire_agent_lock("b")
     ctx.equal((released.agent_id, released.is_lost), ("b", False), "agent and is_lost of a new lease")
     await released.release()

@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-__all__ = ["SOON_S", "after_steps", "ended", "within"]
+__all__ = ["SOON_S", "WAIT_MS", "after_steps", "ended", "within"]
 
 SOON_S: Final = 20.0
 """How long a call may take on a busy machine that neither waits for anything nor is large."""
+
+WAIT_MS: Final = 20_000
+"""How long to wait for a lock. A lease lasts longer, so that waiting is no way to a lock that nobody gives back."""
 
 _TURN_S: Final = 0.05
 
