@@ -48,6 +48,7 @@ class BoundedLines(Iterator[Line]):
         self._bound = most if first is None else first
         self._is_within = False
         self._number = 0
+        self._failed: Exception | None = None
 
     def __next__(self) -> Line:
         while self._is_within:
@@ -64,13 +65,25 @@ class BoundedLines(Iterator[Line]):
         return Line(self._number, text)
 
     def batch(self) -> list[Line]:
-        """The next lines, of about a megabyte together; none at the end."""
+        """The next lines, of about a megabyte together; none at the end.
+
+        An error of the file is raised once the lines before it were given, and again from then on.
+        """
         found, held = list[Line](), 0
-        for line in self:
+        while held < _BATCH and self._failed is None:
+            try:
+                line = next(self, None)
+            except Exception as exc:  # noqa: BLE001 - of a decompressor, too
+                self._failed = exc
+                break
+            if line is None:
+                break
             found.append(line)
             held += len(line.text) + 1
-            if held >= _BATCH or line.problem is not None:
+            if line.problem is not None:
                 break
+        if self._failed is not None and not found:
+            raise self._failed
         return found
 
 

@@ -121,7 +121,6 @@ class Lines:
     def __init__(self, file: IO[bytes], max_line: int) -> None:
         self._lines = BoundedLines(file, max_line, first=min(max_line, MAX_HEADER))
         self._taken: Iterator[Line] = iter(())
-        self._failed: str | None = None
         self.number = 0
 
     async def next(self, *, past_long: bool = False) -> bytes | None:
@@ -157,22 +156,11 @@ class Lines:
 
     def _take(self) -> list[Line]:
         """Some lines, none at the end."""
-        found, held = list[Line](), 0
-        while held < _CHUNK and self._failed is None:
-            try:
-                line = next(self._lines, None)
-            except Exception as exc:  # noqa: BLE001 - of a decompressor, too
-                self._failed = str(exc) or type(exc).__name__
-                break
-            if line is None:
-                break
-            found.append(line)
-            held += len(line.text)
-            if line.problem is not None:
-                break
-        if self._failed is not None and not found:
-            raise ArchiveError(self.number + 1, f"the archive cannot be read on: {self._failed:.200}")
-        return found
+        try:
+            return self._lines.batch()
+        except Exception as exc:  # noqa: BLE001 - of a decompressor, too
+            problem = str(exc) or type(exc).__name__
+            raise ArchiveError(self.number + 1, f"the archive cannot be read on: {problem:.200}") from None
 
 
 @asynccontextmanager
