@@ -30,7 +30,6 @@ from kode_core.errors import (
     UnsupportedError,
 )
 from kode_core.large import decode_in_slices
-from kode_core.layers import Layer
 from kode_core.layers.encryption import Encryption
 from kode_core.model import AgentInfo
 from kode_core.pace import Pace
@@ -39,6 +38,7 @@ from kode_core.report import RekeyResult
 from kode_core.rewriting import EventBody, rewrite_events, rewrites_events
 from kode_core.store.documents import WITH_CORE_KEYS, DocPages, name_of
 from kode_core.store.facade import EngineStore
+from kode_core.store.layered import layers_of
 from kode_core.store.prune_mark import PRUNE_MARK
 from kode_core.store.rows import LISTS, info_of
 from kode_core.store.steps import checked_flag, checked_progress
@@ -80,8 +80,10 @@ async def rekey(store: ExtendedStore, *, dry_run: bool = False, progress: Progre
         raise InvalidArgumentError(f"rekey takes an open store over an engine, got {type(store).__name__}")
     if store._context.tenant is not None:
         raise UnsupportedError("rekey changes the records of all tenants: open the store without a tenant")
-    engine = await store._context.open()
-    layer = _layer_of(engine)
+    layers = await layers_of(store)
+    engine, layer = layers[0], next((one for one in layers if isinstance(one, Encryption)), None)
+    if layer is None:
+        raise ConfigurationError("this store is not encrypted: open it with its keys to put it under another one")
     await _warn_of_texts(engine)
     work, after, agents = _Rekey(engine, layer, is_dry=dry_run), None, 0
     if not dry_run:
@@ -103,14 +105,6 @@ async def _warn_of_texts(engine: Engine) -> None:
             "the store has an index of texts, which may keep readable parts of messages from before they were"
             " encrypted, and finds none that are; kode text-index drop removes it"
         )
-
-
-def _layer_of(engine: Engine) -> Encryption:
-    while isinstance(engine, Layer):
-        if isinstance(engine, Encryption):
-            return engine
-        engine = engine.inner
-    raise ConfigurationError("this store is not encrypted: open it with its keys to put it under another one")
 
 
 class _Rekey:
