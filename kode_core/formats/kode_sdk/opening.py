@@ -15,6 +15,7 @@ from kode_core.authoring.sdk_tables import SdkTables
 from kode_core.authoring.values import path_options
 from kode_core.config import Configured, configure
 from kode_core.errors import ConfigurationError
+from kode_core.formats.documents import SQLITE
 from kode_core.formats.kode_sdk.files import FolderSource
 from kode_core.formats.kode_sdk.raw import Source
 from kode_core.formats.kode_sdk.tables import TableSource
@@ -24,7 +25,6 @@ __all__ = ["has_agents", "open_source"]
 
 
 _LOOKED_AT: Final = 1000
-_DATABASE: Final = b"SQLite format 3\0"
 _PARTS: Final = ("meta.json", "runtime", "events", "history", "snapshots")
 
 
@@ -115,7 +115,7 @@ def _folder(base: Path) -> FolderSource:
     if _is_agent(base):
         raise ConfigurationError(f"{base} is the folder of one agent; name the folder that it is in")
     if not has_agents(base):
-        databases = [path for path in _some(base) if path.is_file() and _begins(path) == _DATABASE]
+        databases = [path for path in _some(base) if path.is_file() and _begins(path) == SQLITE]
         raise ConfigurationError(
             f"{base} has no agents of the SDK"
             + (f"; if {databases[0].name} is the database of its SqliteStore, name that" if databases else "")
@@ -149,6 +149,6 @@ def _is_agent_of_agents(folder: Path) -> bool:
 def _begins(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(len(_DATABASE))
+            return file.read(len(SQLITE))
     except OSError:
         return b""
