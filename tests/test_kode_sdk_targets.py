@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import pathlib
 import secrets
 import tarfile
 import tracemalloc
@@ -86,7 +88,9 @@ async def test_memory_does_not_grow_with_the_number_of_agents(tmp_path: Path) ->
     """Three thousand agents take no more memory than one thousand, and other tasks go on meanwhile."""
     base = tmp_path / "sdk"
     await asyncio.to_thread(_folder, base, 3_000)
-    turns, sizes = 0, list[int]()
+    turns, count, sizes = 0, 0, list[int]()
+    # The interpreter's table of names grows at once by megabytes in a process that has many names; it is no agent's.
+    names = tracemalloc.Filter(False, pathlib.__file__)
 
     async def others() -> None:
         nonlocal turns
@@ -101,10 +105,14 @@ async def test_memory_does_not_grow_with_the_number_of_agents(tmp_path: Path) ->
             try:
                 async for one in import_agents(source, store):
                     assert one.outcome == "imported", json.dumps(one.reason)
-                    sizes.append(tracemalloc.get_traced_memory()[0])
-                    assert turns > len(sizes)
+                    count += 1
+                    assert turns > count
+                    if count % 500 == 0:
+                        gc.collect()
+                        found = tracemalloc.take_snapshot().filter_traces([names]).traces
+                        sizes.append(sum(trace.size for trace in found))
             finally:
                 tracemalloc.stop()
                 other.cancel()
-        assert await store.count_sessions() == len(sizes) == 3_000
-    assert max(sizes[2_000:]) < max(sizes[500:1_500]) + 4_000_000
+        assert await store.count_sessions() == count == 3_000
+    assert max(sizes[4:]) < max(sizes[:2]) + 1_000_000, sizes

@@ -34,6 +34,7 @@ from kode_core import (
 from kode_core.batch import Applied, Batch, DocKind, DocWrite, EventWrite, ListKind, ListWrite, MessageIndex, Row
 from kode_core.batch import Doc as Document
 from kode_core.codec import Body, digest
+from tests.descriptors import needs_descriptors, open_descriptors
 
 LARGEST = 100_000
 ENDLESS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
@@ -251,7 +252,7 @@ async def test_a_symbolic_link_has_no_lock_file_of_its_own() -> None:
     assert [path.name for path in Path("link").iterdir()] == ["b.db"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+@needs_descriptors
 @pytest.mark.usefixtures("guarded")
 @pytest.mark.parametrize("problem", ["version", "no database", "encoding", "busy"])
 async def test_opens_that_fail_leave_no_descriptor(problem: str) -> None:
@@ -277,17 +278,12 @@ async def test_opens_that_fail_leave_no_descriptor(problem: str) -> None:
             await SqliteStore("a.db", busy_timeout_ms=1).open()
 
     await fail()
-    before = sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in fds())
+    before = open_descriptors()
     for _ in range(30):
         await fail()
-    assert sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in fds()) == before
+    assert not open_descriptors() - before
     if held is not None:
         held.close()
-
-
-def fds() -> list[str]:
-    """The descriptors that are open, without the one that looks."""
-    return [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
 
 
 def utf_16(path: str) -> None:

@@ -24,6 +24,7 @@ from kode_sqlite.options import SqliteOptions
 from kode_sqlite.schema import SCHEMA_VERSION
 
 from kode_core import KodeError, SchemaVersionError, StoreReadOnlyError, TodoSnapshot, create_extended_store
+from tests.descriptors import needs_descriptors, open_descriptors
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
 
@@ -314,6 +315,7 @@ async def test_a_log_that_cannot_be_read(place: Path) -> None:
         assert await store.load_messages("a") == samples.messages(2)
 
 
+@needs_descriptors
 @pytest.mark.parametrize(
     ("statement", "kind", "told"),
     [
@@ -332,14 +334,16 @@ async def test_tables_that_cannot_be_brought_to_this_version(
         db.commit()
     close_to_writers(place)
     before = listing(place)
-    descriptors = None
-    for _ in range(10):
+
+    async def fail() -> None:
         with pytest.raises(kind, match=told):
             await SqliteStore(str(path)).open()
-        if Path("/proc/self/fd").exists():
-            count = len(os.listdir("/proc/self/fd"))
-            assert count == (descriptors or count)
-            descriptors = count
+
+    await fail()
+    descriptors = open_descriptors()
+    for _ in range(10):
+        await fail()
+    assert not open_descriptors() - descriptors
     assert listing(place) == before
 
 
