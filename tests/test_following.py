@@ -339,6 +339,34 @@ async def test_a_deleted_agent_ends_every_follower(filters: Any) -> None:
                 await anext(following)
 
 
+@pytest.mark.parametrize("by", ["store", "view", "another view"])
+@pytest.mark.parametrize("follows", ["store", "view"])
+@pytest.mark.parametrize("call", ["delete", "delete_many"])
+async def test_a_store_and_its_views_wake_the_followers_of_each_other(by: str, follows: str, call: str) -> None:
+    """They look long before they would by themselves, when there is an event and when the agent is gone."""
+    async with create_extended_store("memory:", follow_poll_ms=60_000) as store:
+        stores: dict[str, Any] = {"store": store, "view": store.scoped("t"), "another view": store.scoped("t")}
+        names = {"store": "@t/a", "view": "a", "another view": "a"}
+        writer, reader = stores[by], stores[follows]
+        await writer.save_info(names[by], samples.info(names[by]))
+        stream = reader.follow_events(names[follows])
+        for n in range(2):
+            looking = asyncio.ensure_future(anext(stream))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            await writer.append_event(names[by], event(n, "progress"))
+            assert (await asyncio.wait_for(looking, 30)).bookmark.seq == n
+        looking = asyncio.ensure_future(anext(stream))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        if call == "delete":
+            await writer.delete(names[by])
+        else:
+            await writer.delete_many(agent_id=names[by])
+        with pytest.raises(AgentDeletedError):
+            await asyncio.wait_for(looking, 30)
+
+
 async def test_what_was_read_before_a_delete_comes_before_the_error() -> None:
     """A slow caller gets the page that was read, and then the error, and no event of the next agent."""
     async with counted(MemoryEngine()) as store:
@@ -383,4 +411,4 @@ async def test_a_stream_that_is_dropped_leaves_nothing() -> None:
             del following
         await asyncio.sleep(0)
         gc.collect()
-        assert not store._appender._followers
+        assert not store._appender.followers

@@ -20,6 +20,7 @@ from kode_core.store.documents import Documents
 from kode_core.store.edits import MessageEdits
 from kode_core.store.emitting import Emitter
 from kode_core.store.events import EventAppender, EventReader
+from kode_core.store.followers import Followers
 from kode_core.store.forks import Forks
 from kode_core.store.groups import GroupCounts
 from kode_core.store.keyed import KeyedAppends
@@ -57,6 +58,7 @@ class StoreBase:
     """
 
     _context: Context
+    _appender: EventAppender
 
     def __init__(
         self,
@@ -78,10 +80,12 @@ class StoreBase:
         settings: Any = {"timeout_ms": timeout_ms, "clock": clock, "observers": observers}
         context: Context = Context(opener, tenant=tenant, parent=above, **settings)
         self._context = context
-        memory = self._memory = ListMemory(memory_limit_bytes)
+        memory, followers = ListMemory(memory_limit_bytes), Followers()
+        self._memory = memory
         if parent is not None and tenant is not None:
-            memory = parent._memory.scoped(prefix_of(tenant))
-        self._appender = EventAppender(context)
+            prefix = prefix_of(tenant)
+            memory, followers = parent._memory.scoped(prefix), parent._appender.followers.scoped(prefix)
+        self._appender = EventAppender(context, followers)
         context.drain = self._appender.drain
         self._events = EventReader(context)
         self._follow_poll_s = follow_poll_ms / 1000

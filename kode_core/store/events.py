@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from contextvars import copy_context
 from typing import Final
 
@@ -24,6 +23,7 @@ from kode_core.large import decode_in_slices
 from kode_core.model import CHANNELS, AgentChannel, Bookmark, StoredEvent, Timeline
 from kode_core.pace import Pace
 from kode_core.store.context import Context
+from kode_core.store.followers import Followers
 from kode_core.store.methods import METHODS
 from kode_core.store.metrics import Method
 from kode_core.store.numbers import Numbers
@@ -102,20 +102,20 @@ class EventAppender:
     events in order.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, followers: Followers) -> None:
         self._context = context
         self._queues: dict[str, _Queue] = {}
         self._ready: dict[str, _Queue] = {}
         self._waves: asyncio.Task[None] | None = None
-        self._followers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self.followers = followers
         self.numbers = Numbers()
-        context.on_closing.append(self._wake_all)
+        context.on_closing.append(followers.wake_all)
         context.event_load = self._load
 
     def _load(self) -> tuple[int, int]:
         """The number of waiting appends and of followers; any thread may ask."""
         waiting = sum([len(queue.waiting) for queue in list(self._queues.values())])
-        return waiting, sum([len(some) for some in list(self._followers.values())])
+        return waiting, len(self.followers)
 
     async def append(self, agent_id: str, events: Sequence[EventWrite], fence: Fence | None) -> Sequence[int]:
         """Append, and return the offsets.
@@ -212,34 +212,12 @@ class EventAppender:
         """Note that events were stored."""
         if events:
             self.numbers.note(agent_id, max([event.seq for event in events]))
-            self.wake(agent_id)
+            self.followers.wake(agent_id)
 
     def deleted(self, agent_id: str) -> None:
         """Note that the agent was deleted, or perhaps was: its followers look at once."""
         self.numbers.forget(agent_id)
-        self.wake(agent_id)
-
-    def wake(self, agent_id: str) -> None:
-        """Wake the followers in this process: there are new events."""
-        for event in self._followers.get(agent_id, ()):
-            event.set()
-
-    def _wake_all(self) -> None:
-        """Wake every follower, for example when the store is closed."""
-        for agent_id in self._followers:
-            self.wake(agent_id)
-
-    @contextmanager
-    def watching(self, agent_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set when this store appends for the agent."""
-        event = asyncio.Event()
-        self._followers[agent_id].add(event)
-        try:
-            yield event
-        finally:
-            self._followers[agent_id].discard(event)
-            if not self._followers[agent_id]:
-                del self._followers[agent_id]
+        self.followers.wake(agent_id)
 
 
 def _next_group(queue: deque[_Append]) -> list[_Append]:

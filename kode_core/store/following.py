@@ -215,7 +215,7 @@ class Follower:
         """Wait until this store appends, or another store may have appended; False if a heartbeat comes first."""
         loop = asyncio.get_running_loop()
         if self._appended is None:
-            self._appended = self._stack.enter_context(self._appender.watching(self._agent_id))
+            self._appended = self._stack.enter_context(self._appender.followers.watching(self._agent_id))
         if self._look_at is None:
             self._look_at = loop.time() + self._wait_s()
         if loop.time() < self._look_at and not self._appended.is_set():
