@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.histories.answers import answer
+from kode_conformance.histories.looks import all_pages
 from kode_conformance.histories.model import StoreModel
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.settings import Tier
@@ -258,8 +259,11 @@ class _Round:
             wanted = held(self._model, reader.method, agent_id)
             self._ctx.equal(await first(self._ctx, method(agent_id), len(wanted), how, self._taken), wanted, how)
         else:
-            found = method(agent_id=agent_id, order="asc", **({"limit": 1000} if reader.gives is Gives.PAGE else {}))
-            got = [self._taken(r) async for r in found] if reader.gives is Gives.FOUND else self._taken([*await found])
+            filters: Any = {"agent_id": agent_id, "order": "asc"}
+            if reader.gives is Gives.FOUND:
+                got = [self._taken(record) async for record in method(**filters)]
+            else:
+                got = self._taken(await all_pages(method, **filters, limit=1000))
             load = next(r.method for r in written.kind.readers if r.gives is Gives.LIST)
             numbered = list(enumerate(held(self._model, load, agent_id)))
             if "created_at" in written.kind.record.__struct_fields__:
@@ -280,7 +284,7 @@ class _Round:
     async def _sessions(self, store: ExtendedStore, where: str) -> None:
         wanted = {agent_id: held(self._model, "load_info", agent_id) for agent_id in self._model.listed()}
         for how, found in (
-            ("query_sessions", await store.query_sessions(limit=10_000)),
+            ("query_sessions", await all_pages(store.query_sessions, limit=1000)),
             ("iter_sessions", [session async for session in store.iter_sessions()]),
         ):
             got = {session.agent_id: session for session in found}

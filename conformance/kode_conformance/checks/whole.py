@@ -14,6 +14,7 @@ from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import INTEGERS, LOOKALIKES, TIMES, Dimension
 from kode_conformance.harness import keeps_documents
+from kode_conformance.histories.looks import all_pages
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -161,7 +162,8 @@ async def _see_agents_come_back(ctx: Context, values: Values) -> None:
             ctx.equal(list(found.event_offsets), sorted(set(found.event_offsets)), "the offsets, which ascend")
             ctx.equal(len(found.event_offsets), len(records.events), "the number of offsets")
             await _see_by_other_reads(ctx, store, records.agent_id, found)
-    sessions = [one.updated_at for one in await ctx.store.query_sessions(sort_by="updated_at", order="asc")]
+    pages = await all_pages(ctx.store.query_sessions, sort_by="updated_at", order="asc", limit=100)
+    sessions = [one.updated_at for one in pages]
     ctx.equal(sessions, sorted(one.updated_at or 0 for one in agents), "the sessions in the order of updated_at")
     for records in agents[:3]:
         again = from_dict(AgentRecords, to_dict(records))
