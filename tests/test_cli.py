@@ -35,6 +35,7 @@ from kode_core import (
     RepairResult,
     Snapshot,
     Timeline,
+    TodoSnapshot,
     ToolCallApproval,
     ToolCallRecord,
     ToolResultBlock,
@@ -261,7 +262,25 @@ def test_library_errors_are_one_line(store: str) -> None:
                 ("messages", "--role", "user"),
                 ("delete",),
                 ("prune", "--keep-snapshots", "1"),
+                ("messages", "--count"),
+                ("messages", "--by", "role"),
+                ("tool-calls", "--count"),
+                ("tool-calls", "--by", "state"),
+                ("tool-calls", "--by", "template_id"),
+                ("sessions", "--agent"),
+                ("sessions", "--agent", "agt-0", "--agent"),
+                ("sessions", "--count", "--agent"),
+                ("sessions", "--prefix", "agt", "--count", "--agent"),
+                ("sessions", "--by", "day", "--agent"),
+                ("doctor", "--agent"),
+                ("doctor", "--repair", "--agent"),
+                ("export", "agents.jsonl", "--agent", "agt-0", "--agent"),
+                ("export", "tables", "--format", "parquet", "--agent"),
             )
+        ),
+        (
+            ("documents", "agt-22", "notes", "--tag", "a=b"),
+            "error: no agent 'agt-22' in this store; did you mean 'agt-2'?",
         ),
         (("documents", "agt-22", "notes"), "error: no agent 'agt-22' in this store; did you mean 'agt-2'?"),
         (("show", "atg-2"), "error: no agent 'atg-2' in this store; did you mean 'agt-2'?"),
@@ -594,7 +613,7 @@ def test_tool_calls_are_queried(store: str) -> None:
         "count": len(query("--tool", "book"))
     }
     assert kode("tool-calls", "--count", "--store", store)[0] == f"{len(query('--all'))}\n"
-    assert found_by("sessions", "--count", "--agent", "agt-1", "--agent", "none", "--store", store) == {"count": 1}
+    assert found_by("sessions", "--count", "--agent", "agt-1", "--agent", "agt-3", "--store", store) == {"count": 2}
     out, _ = kode("tool-calls", "--errors", "--store", store)
     assert out.count("Error: full") == 4
 
@@ -1426,6 +1445,25 @@ def test_delete_takes_records_without_info() -> None:
 
     assert out == "half (has records, but no info)\n"
     assert "no agent 'half'" in kode("delete", "half", "--yes", "--store", "sqlite:///half.db", code=2)[1]
+
+
+def test_records_without_info_are_known() -> None:
+    """An agent of which only todos are stored is no unknown one; it has nothing of the kind that is asked for."""
+    url = "sqlite:///half.db"
+
+    async def save() -> None:
+        async with create_extended_store(url) as opened:
+            await opened.save_todos("half", TodoSnapshot(todos=[], version=1, updated_at=0))
+
+    asyncio.run(save())
+    for command in ("messages", "tool-calls", "events", "snapshots"):
+        assert kode(command, "half", "--json", "--store", url)[0].startswith("{")
+    assert kode_json("messages", "half", "--count", "--store", url) == {"count": 0}
+    assert kode_json("sessions", "--agent", "half", "--store", url)["sessions"] == []
+    assert "1 agent checked" in kode("doctor", "--agent", "half", "--store", url)[0]
+    assert kode("export", "half.jsonl", "--agent", "half", "--store", url)[0].startswith("exported 1 agent")
+    kode("prune", "half", "--keep-snapshots", "1", "--yes", "--store", url)
+    assert kode("delete", "half", "--yes", "--store", url)[0] == "half (has records, but no info)\n"
 
 
 def test_backup_is_a_store(store: str) -> None:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from kode_core.cli.conversation import brief, conversation_texts
 from kode_core.cli.groups import SortOption, UtcOffsetOption, by_option, report_groups
+from kode_core.cli.known import require_agent, require_agents
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
     AllOption,
@@ -30,7 +31,6 @@ from kode_core.cli.queries import fetch, report, report_count, run
 from kode_core.cli.tables import table
 from kode_core.cli.times import LocalOption, SinceOption, UntilOption, between, moment, zone
 from kode_core.model import Message, StoredMessage
-from kode_core.nearby import agent_not_found
 from kode_core.protocols import QueryableStore
 from kode_core.query import DEFAULT_LIMIT, Page
 
@@ -143,22 +143,19 @@ async def _add_times(store: QueryableStore, agent_id: str, found: list[Message])
             found[place] = message
 
 
-async def require_agent(store: QueryableStore, agent_id: str) -> None:
-    """Raise AgentNotFoundError, with a near id, unless the agent has info."""
-    if not await store.exists(agent_id):
-        raise await agent_not_found(store, agent_id)
-
-
 async def _count(target: str | None, filters: dict[str, Any]) -> int:
     async with open_store(target) as store:
-        return await store.count_messages(**filters)
+        number = await store.count_messages(**filters)
+        if not number:
+            await require_agents(store, filters.get("agent_id", ()))
+        return number
 
 
 async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) -> Page[StoredMessage]:
     async with open_store(target) as store:
         page = await fetch(store.query_messages, store.iter_messages, filters, everything)
-        if not page and "agent_id" in filters:
-            await require_agent(store, filters["agent_id"])
+        if not page:
+            await require_agents(store, filters.get("agent_id", ()))
         limit = filters.get("limit", DEFAULT_LIMIT)
         asked = {name: value for name, value in filters.items() if name != "offset"}
         while page.next_cursor is not None and len(page) < limit:  # one call reads a bounded number (QRY-12)

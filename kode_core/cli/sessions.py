@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 from rich.console import RenderableType
 
 from kode_core.cli.groups import SortOption, UtcOffsetOption, by_option, report_groups
+from kode_core.cli.known import require_agents
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
     AgentsOption,
@@ -115,6 +116,7 @@ def sessions(
 
 async def _count(target: str | None, prefix: str | None, filters: dict[str, Any]) -> int:
     async with open_store(target) as store:
+        await require_agents(store, filters.get("agent_id", ()))
         if prefix:
             return sum([one.agent_id.startswith(prefix) async for one in store.iter_sessions(**filters)])
         return await store.count_sessions(**filters)
@@ -124,12 +126,20 @@ async def _fetch(
     target: str | None, prefix: str | None, filters: dict[str, Any], everything: bool
 ) -> Page[SessionInfo]:
     async with open_store(target) as store:
-        if not prefix:
-            return await fetch(store.query_sessions, store.iter_sessions, filters, everything)
-        if everything:
-            found = store.iter_sessions(**filters)
-            return Page([one async for one in found if one.agent_id.startswith(prefix)])
-        return await _page_of(store, prefix, filters)
+        page = await _found(store, prefix, filters, everything)
+        await require_agents(store, filters.get("agent_id", ()), {one.agent_id for one in page})
+        return page
+
+
+async def _found(
+    store: QueryableStore, prefix: str | None, filters: dict[str, Any], everything: bool
+) -> Page[SessionInfo]:
+    if not prefix:
+        return await fetch(store.query_sessions, store.iter_sessions, filters, everything)
+    if everything:
+        found = store.iter_sessions(**filters)
+        return Page([one async for one in found if one.agent_id.startswith(prefix)])
+    return await _page_of(store, prefix, filters)
 
 
 async def _page_of(store: QueryableStore, prefix: str, filters: dict[str, Any]) -> Page[SessionInfo]:

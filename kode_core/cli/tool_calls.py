@@ -9,7 +9,7 @@ from rich.console import RenderableType
 
 from kode_core.cli.conversation import arguments
 from kode_core.cli.groups import SortOption, UtcOffsetOption, by_option, report_groups
-from kode_core.cli.messages import require_agent
+from kode_core.cli.known import require_agents
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
     AllOption,
@@ -126,14 +126,17 @@ def _see_states(states: Sequence[str]) -> None:
 
 async def _count(target: str | None, filters: dict[str, Any]) -> int:
     async with open_store(target) as store:
-        return await store.count_tool_calls(**filters)
+        number = await store.count_tool_calls(**filters)
+        if not number:
+            await require_agents(store, filters.get("agent_id", ()))
+        return number
 
 
 async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) -> Page[StoredToolCall]:
     async with open_store(target) as store:
         page = await fetch(store.query_tool_calls, store.iter_tool_calls, filters, everything)
-        if not page and "agent_id" in filters:
-            await require_agent(store, filters["agent_id"])
+        if not page:
+            await require_agents(store, filters.get("agent_id", ()))
         return page
 
 
