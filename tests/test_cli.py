@@ -243,7 +243,6 @@ def test_library_errors_are_one_line(store: str) -> None:
         (("sessions", "--limit", "-1"), "error: limit must not be negative"),
         (("sessions", "--all", "--limit", "5"), "error: an iterator gives everything that matches"),
         (("sessions", "--prefix", "a", "--limit", "-1"), "error: limit must not be negative"),
-        (("sessions", "--prefix", "a", "--by", "day"), "error: --by groups by the database"),
         (("sessions", "--order", "up"), "error: order must be one of desc, asc"),
         (("sessions", "--sort-by", "name"), "error: sort_by must be one of created_at, updated_at, message_count"),
         (("messages", "\ud800"), "error: agent_id must not contain lone surrogates"),
@@ -492,22 +491,23 @@ def test_sessions_filters(store: str, options: tuple[str, ...], found: list[str]
     assert [session["agentId"] for session in sessions] == found
 
 
-@pytest.mark.parametrize("read", [2, 1_000])
-def test_sessions_are_found_by_the_beginning_of_their_ids(monkeypatch: pytest.MonkeyPatch, read: int) -> None:
-    """With other filters, an order and pages, whose cursors lead to the rest; a sign of a pattern is a character."""
+@pytest.mark.parametrize("url", ["sqlite:///ids.db", "json:///ids"])
+def test_sessions_are_found_by_the_beginning_of_their_ids(url: str) -> None:
+    """With other filters, an order, groups and pages, whose cursors lead to the rest; a sign of a pattern is a
+    character.
+    """
     ids = [f"{'ab'[i % 2]}_{i}" for i in range(9)]
 
     async def fill_ids() -> None:
-        async with create_extended_store("sqlite:///ids.db") as store:
+        async with create_extended_store(url) as store:
             for i, agent_id in enumerate(ids):
                 info = AgentInfo(agent_id=agent_id, template_id="t" if i < 7 else "u", created_at=i)
                 await store.save_turn(agent_id, messages=[Message.user("x")], info=info)
 
     asyncio.run(fill_ids())
-    monkeypatch.setattr("kode_core.cli.sessions._READ", read)
 
     def found(*options: str) -> tuple[list[str], str | None]:
-        page = found_by("sessions", "--store", "sqlite:///ids.db", *options)
+        page = found_by("sessions", "--store", url, *options)
         return [one["agentId"] for one in page["sessions"]], page["nextCursor"]
 
     assert found("--prefix", "a_") == (["a_8", "a_6", "a_4", "a_2", "a_0"], None)
@@ -517,7 +517,27 @@ def test_sessions_are_found_by_the_beginning_of_their_ids(monkeypatch: pytest.Mo
     walked, cursor = found("--prefix", "a_", "--limit", "2", "--offset", "1")
     assert walked == ["a_6", "a_4"] and cursor is not None
     assert found("--prefix", "a_", "--limit", "2", "--cursor", cursor) == (["a_2", "a_0"], None)
-    assert found_by("sessions", "--store", "sqlite:///ids.db", "--prefix", "a_", "--count") == {"count": 5}
+    assert found("--prefix", "a_", "--agent", "a_0", "--agent", "b_1") == (["a_0"], None)
+    assert found("--prefix", "\U0010ffff") == ([], None)
+    groups = found_by("sessions", "--store", url, "--prefix", "b_", "--by", "template_id")["groups"]
+    assert [(one["values"]["template_id"], one["count"]) for one in groups] == [("t", 3), ("u", 1)]
+    assert found_by("sessions", "--store", url, "--prefix", "a_", "--count") == {"count": 5}
+
+
+def test_a_tenant_finds_sessions_by_the_beginning_of_their_ids() -> None:
+    """Of its own ids, and of no other's."""
+
+    async def fill_ids() -> None:
+        async with create_extended_store("sqlite:///ids.db") as store:
+            for scope in (store.scoped("one"), store.scoped("two")):
+                for agent_id in ("a-1", "a-2", "b-1"):
+                    await scope.save_info(agent_id, AgentInfo(agent_id=agent_id, template_id="t", created_at=1))
+
+    asyncio.run(fill_ids())
+    asked = ("--tenant", "one", "sessions", "--store", "sqlite:///ids.db", "--prefix")
+    assert [one["agentId"] for one in found_by(*asked, "a")["sessions"]] == ["a-2", "a-1"]
+    assert found_by(*asked, "one/")["sessions"] == []
+    assert found_by(*asked, "b", "--count") == {"count": 1}
 
 
 def test_sessions_shows_a_line_for_each(store: str) -> None:

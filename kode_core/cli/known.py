@@ -8,6 +8,7 @@ from contextlib import suppress
 from kode_core.errors import CorruptRecordError
 from kode_core.nearby import agent_not_found
 from kode_core.protocols import ExtendedStore
+from kode_core.query import Within
 
 __all__ = ["is_known", "require_agent", "require_agents"]
 
@@ -28,8 +29,15 @@ async def require_agent(store: ExtendedStore, agent_id: str) -> None:
         raise await agent_not_found(store, agent_id)
 
 
-async def require_agents(store: ExtendedStore, named: str | Collection[str], found: Collection[str] = ()) -> None:
-    """Raise AgentNotFoundError for the first of the *named* agents that is neither *found* nor stored."""
+async def require_agents(
+    store: ExtendedStore, named: str | Collection[str] | Within, found: Collection[str] = ()
+) -> None:
+    """Raise AgentNotFoundError for the first of the *named* agents that is neither *found* nor stored.
+
+    A range of agents names none, and may be empty.
+    """
+    if isinstance(named, Within):
+        return
     for agent_id in [named] if isinstance(named, str) else dict.fromkeys(named):
         if agent_id not in found:
             await require_agent(store, agent_id)
