@@ -7,7 +7,6 @@ from typing import Annotated, Any, Final
 from rich.console import RenderableType
 
 from kode_core.cli.groups import SortOption, UtcOffsetOption, by_option, report_groups
-from kode_core.cli.known import require_agents
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
     AgentsOption,
@@ -30,7 +29,7 @@ from kode_core.cli.options import (
     time_option,
 )
 from kode_core.cli.output import is_whole, one_line, printed
-from kode_core.cli.queries import fetch, report, report_count, run
+from kode_core.cli.queries import fetch_known, report, report_count, run
 from kode_core.cli.tables import table
 from kode_core.cli.times import LocalOption, SinceOption, UntilOption, between, moment, zone
 from kode_core.ids import can_begin
@@ -104,7 +103,7 @@ def sessions(
         report_groups(store, lambda s: s.group_sessions, by or [], {**filters, **grouped}, as_json, sort)
         return
     if count:
-        report_count(run(_count(store, filters)), as_json)
+        report_count(store, lambda s: s.count_sessions, filters, as_json)
         return
     page = run(_fetch(store, filters, everything))
     report(page, "session", "sessions", as_json, lambda found: session_table(found, full=full))
@@ -119,17 +118,9 @@ def _whose(agents: list[str] | None, prefix: str | None) -> Within | tuple[str, 
     return Within(prefix) if can_begin(prefix) else ()
 
 
-async def _count(target: str | None, filters: dict[str, Any]) -> int:
-    async with open_store(target) as store:
-        await require_agents(store, filters.get("agent_id", ()))
-        return await store.count_sessions(**filters)
-
-
 async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) -> Page[SessionInfo]:
     async with open_store(target) as store:
-        page = await fetch(store.query_sessions, store.iter_sessions, filters, everything)
-        await require_agents(store, filters.get("agent_id", ()), {one.agent_id for one in page})
-        return page
+        return await fetch_known(store, store.query_sessions, store.iter_sessions, filters, everything)
 
 
 def session_table(page: list[SessionInfo], *, full: bool = True) -> RenderableType:
