@@ -63,7 +63,7 @@ async def _missing(con: Any, tables: Tables) -> list[str]:
 
 
 async def probe(session: Session, tables: Tables, place: str) -> None:
-    """See in one statement that all tables are there, and that this server takes writes.
+    """Check in one statement that all tables exist, and that this server takes writes.
 
     Raises:
         StoreUnavailableError: tables were dropped; without the table of the version, the server says so itself.

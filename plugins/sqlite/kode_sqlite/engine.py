@@ -309,7 +309,7 @@ class SqliteEngine:
         return [("database", self._ping)]
 
     async def _ping(self) -> None:
-        """Make a write that changes nothing, and see that all tables are there."""
+        """Make a write that changes nothing, and look for all tables."""
         await self._write(lambda transaction: None)
         await self._read(lambda db: see_tables(db, self._options.db_path))
 

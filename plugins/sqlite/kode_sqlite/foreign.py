@@ -49,7 +49,7 @@ def has_sdk_tables(db: sqlite3.Connection) -> bool:
 
 
 def _is_of_sdk(db: sqlite3.Connection) -> bool | None:
-    """None if there are no tables. The columns are read only where all names of the SDK are there and none of ours."""
+    """None if there are no tables. The columns are read only if all names of the SDK exist, and none of ours."""
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables:
         return None
