@@ -32,7 +32,7 @@ from kode_core.batch import (
 )
 from kode_core.codec import Body
 from kode_core.errors import UnsupportedError
-from kode_core.query import AgentStats, RowQuery, SessionQuery, lists_values
+from kode_core.query import AgentStats, RowQuery, SessionQuery, Within, lists_values
 from kode_core.report import ConnectionUse, RepairResult
 
 __all__ = [
@@ -372,6 +372,8 @@ def finds_within(engine: Engine) -> bool:
 
 
 def check_any_of(engine: Engine, query: SessionQuery | RowQuery) -> None:
-    """Raise UnsupportedError if a filter of *query* lists several values, and *engine* does not know such filters."""
+    """Raise UnsupportedError if *engine* does not know a filter of *query*: several values, or a range of agents."""
+    if isinstance(query.agent_id, Within) and not finds_within(engine):
+        raise UnsupportedError(f"the backend {engine.name} does not find agents by the beginning of their ids")
     if lists_values(query) and not finds_any_of(engine):
         raise UnsupportedError(f"the backend {engine.name} takes one value for each filter; query each value by itself")

@@ -21,6 +21,7 @@ __all__ = [
     "MAX_DOCUMENT_KEY_BYTES",
     "MAX_FULL_ID_BYTES",
     "MAX_KEY_BYTES",
+    "can_begin",
     "check_agent_id",
     "check_collection",
     "check_document_key",
@@ -207,6 +208,11 @@ def plain_text(indexed: str) -> str:
     if "\\" not in indexed or is_shortened(indexed):
         return indexed
     return re.sub(r"\\([0-9a-f]{4})", lambda m: chr(int(m.group(1), 16)), indexed)
+
+
+def can_begin(prefix: str) -> bool:
+    """Whether ids of agents can begin so: none has U+0000 or a lone surrogate."""
+    return "\0" not in prefix and not any("\ud800" <= c <= "\udfff" for c in prefix)
 
 
 def prefix_end(prefix: str) -> str | None:

@@ -180,7 +180,7 @@ def session_query(filters: SessionFilter) -> SessionQuery:
     if users is not None:
         pairs += ((index_text("userId"), users),)
     query = SessionQuery(
-        agent_id=given.any_of("agent_id", _agent_id),
+        agent_id=given.agents(),
         template_id=given.any_of("template_id", _indexed),
         metadata=pairs,
         created=given.range("created"),
@@ -213,7 +213,7 @@ def tool_call_query(filters: ToolCallFilter) -> RowQuery:
 def _row_query(given: _FilterArguments, where: tuple[tuple[str, Wanted | bool], ...]) -> RowQuery:
     return RowQuery(
         kind=given.kind,
-        agent_id=given.any_of("agent_id", _agent_id),
+        agent_id=given.agents(),
         where=where,
         created=given.range("created"),
         descending=given.descending(),
@@ -246,13 +246,18 @@ class _FilterArguments:
 
     def any_of(self, name: str, check: Callable[[str, Any], str]) -> Wanted | None:
         """The value of the filter, or the values of its list in the form that equal lists have."""
-        given = self.take(name, _same)
+        given = self.take(name, lambda _, value: value)
         if given is None:
             return None
         if type(given) is str:
             return check(name, given)
         wanted = sorted({check(name, one) for one in different_values(name, given, _text)})
         return wanted[0] if len(wanted) == 1 else tuple(wanted)
+
+    def agents(self) -> Wanted | Within | None:
+        """The agent, the agents, or the range of agents, which this library's own commands ask for."""
+        given = self.filters.get("agent_id")
+        return given if isinstance(given, Within) else self.any_of("agent_id", _agent_id)
 
     def where(self, **columns: Callable[[str, Any], Any]) -> tuple[tuple[str, Wanted | bool], ...]:
         """The values of the columns, which have the names of their filters."""
@@ -323,10 +328,6 @@ def _user(_: str, value: str) -> str:
 
 
 _LISTS: Final = (list, tuple, set, frozenset)
-
-
-def _same(_: str, value: Any) -> Any:
-    return value
 
 
 def _needle(name: str, value: Any) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
 import msgspec
+
+from kode_core.ids import prefix_end
 
 __all__ = [
     "DAY_MS",
@@ -50,17 +53,17 @@ Only an engine that says ``finds_any_of`` gets several. No engine gets an empty 
 
 
 class Within(msgspec.Struct, frozen=True):
-    """Stands for all agents whose ids begin with a prefix: the agents of a tenant.
+    """Stands for all agents whose ids begin with a prefix: the agents of a tenant, or of ``kode sessions --prefix``.
 
-    Only an engine that says ``finds_within`` gets it.
+    Only an engine that says ``finds_within`` gets it. The prefix is not empty.
     """
 
     prefix: str
 
     @property
     def end(self) -> str:
-        """The least text above all these ids: a prefix ends with a slash, and ``0`` is the next character."""
-        return f"{self.prefix[:-1]}0"
+        """A text above all these ids, the least one if there is one."""
+        return prefix_end(self.prefix) or chr(sys.maxunicode) * 1_000
 
     def __contains__(self, agent_id: str) -> bool:
         return agent_id.startswith(self.prefix)

@@ -35,6 +35,7 @@ from kode_core import (
     RepairResult,
     Snapshot,
     Timeline,
+    TodoSnapshot,
     ToolCallApproval,
     ToolCallRecord,
     ToolResultBlock,
@@ -242,7 +243,6 @@ def test_library_errors_are_one_line(store: str) -> None:
         (("sessions", "--limit", "-1"), "error: limit must not be negative"),
         (("sessions", "--all", "--limit", "5"), "error: an iterator gives everything that matches"),
         (("sessions", "--prefix", "a", "--limit", "-1"), "error: limit must not be negative"),
-        (("sessions", "--prefix", "a", "--by", "day"), "error: --by groups by the database"),
         (("sessions", "--order", "up"), "error: order must be one of desc, asc"),
         (("sessions", "--sort-by", "name"), "error: sort_by must be one of created_at, updated_at, message_count"),
         (("messages", "\ud800"), "error: agent_id must not contain lone surrogates"),
@@ -261,7 +261,25 @@ def test_library_errors_are_one_line(store: str) -> None:
                 ("messages", "--role", "user"),
                 ("delete",),
                 ("prune", "--keep-snapshots", "1"),
+                ("messages", "--count"),
+                ("messages", "--by", "role"),
+                ("tool-calls", "--count"),
+                ("tool-calls", "--by", "state"),
+                ("tool-calls", "--by", "template_id"),
+                ("sessions", "--agent"),
+                ("sessions", "--agent", "agt-0", "--agent"),
+                ("sessions", "--count", "--agent"),
+                ("sessions", "--prefix", "agt", "--count", "--agent"),
+                ("sessions", "--by", "day", "--agent"),
+                ("doctor", "--agent"),
+                ("doctor", "--repair", "--agent"),
+                ("export", "agents.jsonl", "--agent", "agt-0", "--agent"),
+                ("export", "tables", "--format", "parquet", "--agent"),
             )
+        ),
+        (
+            ("documents", "agt-22", "notes", "--tag", "a=b"),
+            "error: no agent 'agt-22' in this store; did you mean 'agt-2'?",
         ),
         (("documents", "agt-22", "notes"), "error: no agent 'agt-22' in this store; did you mean 'agt-2'?"),
         (("show", "atg-2"), "error: no agent 'atg-2' in this store; did you mean 'agt-2'?"),
@@ -473,22 +491,23 @@ def test_sessions_filters(store: str, options: tuple[str, ...], found: list[str]
     assert [session["agentId"] for session in sessions] == found
 
 
-@pytest.mark.parametrize("read", [2, 1_000])
-def test_sessions_are_found_by_the_beginning_of_their_ids(monkeypatch: pytest.MonkeyPatch, read: int) -> None:
-    """With other filters, an order and pages, whose cursors lead to the rest; a sign of a pattern is a character."""
+@pytest.mark.parametrize("url", ["sqlite:///ids.db", "json:///ids"])
+def test_sessions_are_found_by_the_beginning_of_their_ids(url: str) -> None:
+    """With other filters, an order, groups and pages, whose cursors lead to the rest; a sign of a pattern is a
+    character.
+    """
     ids = [f"{'ab'[i % 2]}_{i}" for i in range(9)]
 
     async def fill_ids() -> None:
-        async with create_extended_store("sqlite:///ids.db") as store:
+        async with create_extended_store(url) as store:
             for i, agent_id in enumerate(ids):
                 info = AgentInfo(agent_id=agent_id, template_id="t" if i < 7 else "u", created_at=i)
                 await store.save_turn(agent_id, messages=[Message.user("x")], info=info)
 
     asyncio.run(fill_ids())
-    monkeypatch.setattr("kode_core.cli.sessions._READ", read)
 
     def found(*options: str) -> tuple[list[str], str | None]:
-        page = found_by("sessions", "--store", "sqlite:///ids.db", *options)
+        page = found_by("sessions", "--store", url, *options)
         return [one["agentId"] for one in page["sessions"]], page["nextCursor"]
 
     assert found("--prefix", "a_") == (["a_8", "a_6", "a_4", "a_2", "a_0"], None)
@@ -498,7 +517,27 @@ def test_sessions_are_found_by_the_beginning_of_their_ids(monkeypatch: pytest.Mo
     walked, cursor = found("--prefix", "a_", "--limit", "2", "--offset", "1")
     assert walked == ["a_6", "a_4"] and cursor is not None
     assert found("--prefix", "a_", "--limit", "2", "--cursor", cursor) == (["a_2", "a_0"], None)
-    assert found_by("sessions", "--store", "sqlite:///ids.db", "--prefix", "a_", "--count") == {"count": 5}
+    assert found("--prefix", "a_", "--agent", "a_0", "--agent", "b_1") == (["a_0"], None)
+    assert found("--prefix", "\U0010ffff") == ([], None)
+    groups = found_by("sessions", "--store", url, "--prefix", "b_", "--by", "template_id")["groups"]
+    assert [(one["values"]["template_id"], one["count"]) for one in groups] == [("t", 3), ("u", 1)]
+    assert found_by("sessions", "--store", url, "--prefix", "a_", "--count") == {"count": 5}
+
+
+def test_a_tenant_finds_sessions_by_the_beginning_of_their_ids() -> None:
+    """Of its own ids, and of no other's."""
+
+    async def fill_ids() -> None:
+        async with create_extended_store("sqlite:///ids.db") as store:
+            for scope in (store.scoped("one"), store.scoped("two")):
+                for agent_id in ("a-1", "a-2", "b-1"):
+                    await scope.save_info(agent_id, AgentInfo(agent_id=agent_id, template_id="t", created_at=1))
+
+    asyncio.run(fill_ids())
+    asked = ("--tenant", "one", "sessions", "--store", "sqlite:///ids.db", "--prefix")
+    assert [one["agentId"] for one in found_by(*asked, "a")["sessions"]] == ["a-2", "a-1"]
+    assert found_by(*asked, "one/")["sessions"] == []
+    assert found_by(*asked, "b", "--count") == {"count": 1}
 
 
 def test_sessions_shows_a_line_for_each(store: str) -> None:
@@ -594,7 +633,7 @@ def test_tool_calls_are_queried(store: str) -> None:
         "count": len(query("--tool", "book"))
     }
     assert kode("tool-calls", "--count", "--store", store)[0] == f"{len(query('--all'))}\n"
-    assert found_by("sessions", "--count", "--agent", "agt-1", "--agent", "none", "--store", store) == {"count": 1}
+    assert found_by("sessions", "--count", "--agent", "agt-1", "--agent", "agt-3", "--store", store) == {"count": 2}
     out, _ = kode("tool-calls", "--errors", "--store", store)
     assert out.count("Error: full") == 4
 
@@ -877,13 +916,13 @@ def test_documents_are_found_by_tag(tmp_path: Path) -> None:
 
 
 def test_documents_are_shown_as_a_table(documents: str) -> None:
-    """A line for each, its value whole where no terminal is too narrow; the last line says how to see the others."""
+    """A line for each, its value whole away from a terminal; the last line says how to see the others."""
     out, err = kode("documents", "agt-0", "notes", "-n", "3", "--prefix", "2025-1", "--store", documents)
 
     head, *lines = out.splitlines()
     assert head.split("  ")[0] == "KEY"
     assert [line.split()[0] for line in lines] == ["2025-100", "2025-101", "2025-102"]
-    assert '{"day": 100, "text": "long long' in lines[0] and lines[0].endswith('long "}')
+    assert lines[0].rstrip().endswith('{"day": 100, "text": "' + "long " * 100 + '"}')
     assert err == "3 documents; there are more: --all, --limit or --cursor\n"
     assert kode("documents", "agt-0", "empty", "--store", documents) == ("", "0 documents\n")
     out, _ = kode("stats", "agt-0", "--store", documents)
@@ -1426,6 +1465,25 @@ def test_delete_takes_records_without_info() -> None:
 
     assert out == "half (has records, but no info)\n"
     assert "no agent 'half'" in kode("delete", "half", "--yes", "--store", "sqlite:///half.db", code=2)[1]
+
+
+def test_records_without_info_are_known() -> None:
+    """An agent of which only todos are stored is no unknown one; it has nothing of the kind that is asked for."""
+    url = "sqlite:///half.db"
+
+    async def save() -> None:
+        async with create_extended_store(url) as opened:
+            await opened.save_todos("half", TodoSnapshot(todos=[], version=1, updated_at=0))
+
+    asyncio.run(save())
+    for command in ("messages", "tool-calls", "events", "snapshots"):
+        assert kode(command, "half", "--json", "--store", url)[0].startswith("{")
+    assert kode_json("messages", "half", "--count", "--store", url) == {"count": 0}
+    assert kode_json("sessions", "--agent", "half", "--store", url)["sessions"] == []
+    assert "1 agent checked" in kode("doctor", "--agent", "half", "--store", url)[0]
+    assert kode("export", "half.jsonl", "--agent", "half", "--store", url)[0].startswith("exported 1 agent")
+    kode("prune", "half", "--keep-snapshots", "1", "--yes", "--store", url)
+    assert kode("delete", "half", "--yes", "--store", url)[0] == "half (has records, but no info)\n"
 
 
 def test_backup_is_a_store(store: str) -> None:

@@ -103,6 +103,21 @@ async def test_wrong_options(arguments: tuple[str, ...], says: str, tmp_path: Pa
     assert not (tmp_path / "data").exists() or "--existing merge" in " ".join(arguments)
 
 
+async def test_a_copy_of_an_agent_that_is_not_there(tmp_path: Path) -> None:
+    """It is refused before the target is made; --delete may be for its sake, and says so."""
+    await filled("sqlite:///old.db", 3)
+    two = ("--agent", "agt-0001", "--agent", "agt-001")
+    out, err = kode("copy", "sqlite:///old.db", "json:///new", *two, code=2)
+    assert out == "" and err.startswith("error: no agent 'agt-001' in this store; did you mean 'agt-000")
+    assert not (tmp_path / "new").exists()
+    kode("copy", "sqlite:///old.db", "json:///new")
+    kode("delete", "agt-0002", "--yes", "--store", "sqlite:///old.db")
+    out, err = kode("copy", "sqlite:///old.db", "json:///new", "--agent", "agt-0002", "--delete")
+    assert out.startswith("copied 0 agents") and "1 agent was deleted" in out
+    assert err.startswith("no agent 'agt-0002' in this store")
+    assert (await of("json:///new")).keys() == {"agt-0000", "agt-0001"}
+
+
 async def test_copy_and_its_exit_codes(tmp_path: Path) -> None:
     whole = await filled("sqlite:///old.db", 6)
     out, err = kode("copy", "sqlite:///old.db", "json:///new", "--verify")

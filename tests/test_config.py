@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from kode_core import ConfigurationError
 from kode_core.config import Configured, StoreOptions, configure
 from kode_core.plugins import registry
+from kode_core.sources import files
 
 
 def resolve(target: Any = None, environ: Mapping[str, str] | None = None, **options: Any) -> Configured:
@@ -148,6 +150,36 @@ def test_stores_of_pyproject(tmp_path: Path) -> None:
     assert resolve(environ={"KODE_CONFIG": str(other)}).backend.name == "json"
     with pytest.raises(ConfigurationError, match="KODE_CONFIG has to be the path of a TOML file"):
         resolve(environ={"KODE_CONFIG": "nothing.toml"})
+
+
+@pytest.mark.parametrize(
+    ("file", "table", "reader"), [("kode.toml", "", "load"), ("pyproject.toml", "tool.kode.", "loads")]
+)
+def test_a_file_of_stores_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, table: str, reader: str
+) -> None:
+    """Only a file that changed is read again, and one that changed a moment ago each time; no caller gets a table that
+    another one can change.
+    """
+    reads = []
+    read = getattr(tomllib, reader)
+    monkeypatch.setattr(tomllib, reader, lambda *args: reads.append(args) or read(*args))
+    text = f'[{table}stores.default]\ntype = "sqlite"\ndb_path = "a.db"\n[{table}plugins.mine]\nnames = ["x"]\n'
+    write(tmp_path / file, text)
+    for _ in range(2):
+        assert options_of(resolve())["db_path"] == str(tmp_path / "a.db")
+    assert len(reads) == 2
+    monkeypatch.setattr(files, "_SETTLED_NS", 0)
+    for _ in range(20):
+        assert options_of(resolve())["db_path"] == str(tmp_path / "a.db")
+        found = files.plugin_table("mine", {})
+        assert found is not None and found[0] == {"names": ["x"]}
+        found[0]["names"].append("y")
+    assert len(reads) == 3
+    write(tmp_path / file, text.replace("a.db", "other.db"))
+    assert options_of(resolve())["db_path"] == str(tmp_path / "other.db")
+    (tmp_path / file).unlink()
+    assert options_of(resolve())["db_path"] == "./data/agents.db"
 
 
 @pytest.mark.parametrize(

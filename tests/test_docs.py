@@ -241,6 +241,14 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert heading in headings(file), f"{page}: {target}; there are {sorted(headings(file))}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_tables_are_whole(page: Path) -> None:
+    """A table begins with a head and the line below it; an empty line inside a table makes its rows plain text."""
+    text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n?)+", text, flags=re.MULTILINE):
+        assert re.fullmatch(r"\|(?: *:?-+:? *\|)+", [*table.splitlines(), ""][1]), table.splitlines()[0]
+
+
 def headings(page: Path) -> set[str]:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     found = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)

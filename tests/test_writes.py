@@ -31,6 +31,7 @@ from kode_core.backends.memory.engine import MemoryEngine, MemorySpace
 from kode_core.batch import Batch, EventRange, EventRow, ListRows, Outcome, Refused
 from kode_core.engine import Engine
 from kode_core.layers import Layer
+from kode_core.query import Within
 from kode_core.store import EngineStore
 
 
@@ -232,6 +233,41 @@ async def test_a_call_ends_at_its_deadline(verb: str) -> None:
         with pytest.raises(StoreTimeoutError, match=r"was not done after 0.05 s; nothing was written"):
             await (store.load_messages("a") if verb == "rows" else store.save_messages("a", samples.messages(1)))
         assert (await store.health_check()).healthy
+
+
+class Held(Layer):
+    """Commits once it may go on."""
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner)
+        self.begun, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        self.begun.set()
+        await self.goes_on.wait()
+        return await super().commit(batches)
+
+
+@pytest.mark.parametrize("agents", ["a", ["a", "b"], ["a"], Within("a"), None])
+async def test_a_query_finds_what_a_caller_who_left_has_written(agents: Any) -> None:
+    """Whether it names the agent, several, a range of agents or none."""
+    layer = Held(MemoryEngine())
+
+    async def opener() -> Engine:
+        return layer
+
+    async with EngineStore(opener) as store:
+        left = asyncio.ensure_future(store.save_info("a", samples.info("a")))
+        await layer.begun.wait()
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        filters: Any = {} if agents is None else {"agent_id": agents}
+        counted = asyncio.ensure_future(store.count_sessions(**filters))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        layer.goes_on.set()
+        assert await counted == 1
 
 
 async def test_a_write_that_never_ends_holds_up_its_agent_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final, Literal, get_args, get_origin
 from urllib.parse import SplitResult, unquote
 
@@ -30,22 +31,23 @@ def near(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {found!r}?" if found else f"; known are {', '.join(known)}"
 
 
-def marked_options(options: type[msgspec.Struct], mark: str) -> set[str]:
-    """The names of the options whose type has ``extra={mark: True}``."""
+@lru_cache(maxsize=64)
+def marked_options(options: type[msgspec.Struct], mark: str) -> frozenset[str]:
+    """The names of the options whose type has ``extra={mark: True}``; they are looked for once for a class."""
     found = set()
     for field in msgspec.inspect.type_info(options).fields:  # type: ignore[attr-defined]
         kinds = field.type.types if isinstance(field.type, msgspec.inspect.UnionType) else (field.type,)
         if any(isinstance(kind, msgspec.inspect.Metadata) and (kind.extra or {}).get(mark) for kind in kinds):
             found.add(field.name)
-    return found
+    return frozenset(found)
 
 
-def path_options(options: type[msgspec.Struct]) -> set[str]:
+def path_options(options: type[msgspec.Struct]) -> frozenset[str]:
     """The names of the options that are paths: those with ``extra={"path": True}``."""
     return marked_options(options, "path")
 
 
-def secret_options(options: type[msgspec.Struct]) -> set[str]:
+def secret_options(options: type[msgspec.Struct]) -> frozenset[str]:
     """The names of the options that are never shown: those with ``extra={"secret": True}``."""
     return marked_options(options, "secret")
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.text import Text
 
+from kode_core.cli.known import require_agents
 from kode_core.cli.moving import (
     ExistingOption,
     ReportOption,
@@ -33,8 +34,9 @@ from kode_core.cli.options import (
 )
 from kode_core.cli.output import count, print_note, show_line
 from kode_core.cli.queries import run
-from kode_core.errors import InvalidArgumentError
+from kode_core.errors import AgentNotFoundError, InvalidArgumentError
 from kode_core.moving import CopyReport, PassReport, copy_store
+from kode_core.protocols import ExtendedStore
 
 __all__ = ["EXAMPLES", "copy"]
 
@@ -104,8 +106,24 @@ def _refuse_same(source: str, target: str) -> None:
 
 
 async def _copy(source: str, target: str, told: Told, live: bool, how: dict[str, Any]) -> CopyReport:
+    async with open_store(source) as one:
+        await _see_agents(one, how, live)
+        return await _copy_into(one, target, told, live, how)
+
+
+async def _see_agents(source: ExtendedStore, how: dict[str, Any], live: bool) -> None:
+    """Refuse agents that FROM does not have; a live copy waits for them, and --delete may be for their sake."""
+    try:
+        await require_agents(source, how.get("agent_id", ()))
+    except AgentNotFoundError as exc:
+        if not live and not how["delete"]:
+            raise
+        print_note(str(exc))
+
+
+async def _copy_into(one: ExtendedStore, target: str, told: Told, live: bool, how: dict[str, Any]) -> CopyReport:
     passes = _Passes() if live else None
-    async with open_store(source) as one, open_store(target, create=True) as other:
+    async with open_store(target, create=True) as other:
         with told.progress() as progress, _until_asked() if live else _never() as until:
             return await copy_store(
                 one, other, until=until, on_agent=told.agent, on_pass=passes, progress=progress, **how

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import typer
 from rich.text import Text
 
+from kode_core.cli.known import require_agent
 from kode_core.cli.opening import StoreOption, open_store
 from kode_core.cli.options import (
     MetadataOption,
@@ -23,9 +24,8 @@ from kode_core.cli.output import count, is_whole, print_note, show, visible, wat
 from kode_core.cli.queries import run
 from kode_core.cli.sessions import session_table
 from kode_core.errors import InvalidArgumentError
-from kode_core.nearby import agent_not_found
 from kode_core.protocols import ExtendedStore
-from kode_core.query import AgentStats, SessionInfo
+from kode_core.query import SessionInfo
 
 __all__ = ["EXAMPLES", "delete"]
 
@@ -94,8 +94,7 @@ async def _named(store: ExtendedStore, agent_id: str) -> _Doomed:
     sessions = await store.query_sessions(agent_id=agent_id)
     if sessions:
         return _Doomed(agent_id, sessions[0])
-    if await store.aggregate_stats(agent_id) == AgentStats() and await store.last_bookmark(agent_id) is None:
-        raise await agent_not_found(store, agent_id)
+    await require_agent(store, agent_id)
     return _Doomed(agent_id, None)
 
 

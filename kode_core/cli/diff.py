@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from kode_core.cli.conversation import arguments, brief
-from kode_core.cli.messages import require_agent
+from kode_core.cli.known import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import agent_argument
 from kode_core.cli.output import count, is_whole, one_line, print_json, print_note, printed, show, visible, wire

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from kode_core.cli.completion import complete_agent
+from kode_core.cli.known import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, address, configured_store, open_store, places
 from kode_core.cli.output import count, holdings, print_json, show, visible, watched
 from kode_core.cli.queries import run
@@ -95,6 +96,8 @@ async def _examine(target: str | None, agent_id: str | None, *, repair: bool) ->
         repaired = await _repaired(store, agent_id) if repair else None
         with watched("checked") as progress:
             consistency = await store.check_consistency(agent_id, progress=progress)
+        if agent_id is not None and any(issue.code == "unknown_agent" for issue in consistency.issues):
+            await require_agent(store, agent_id)
         size, layers = (await store.get_metrics()).storage, await layers_of(store)
         kept = (_described(layers, ENCRYPTION), _described(layers, COMPRESSION))
         return _Findings(health, consistency, size, repaired, *kept)

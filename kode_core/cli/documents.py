@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, TypeVar
 import typer
 from rich.console import RenderableType
 
-from kode_core.cli.messages import require_agent
+from kode_core.cli.known import require_agent, require_agents
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
     AllOption,
@@ -24,7 +24,7 @@ from kode_core.cli.queries import report, run
 from kode_core.cli.tables import table
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import Document, FoundDocument, Json
-from kode_core.query import MAX_LIMIT, AgentStats, Page
+from kode_core.query import MAX_LIMIT, Page
 
 __all__ = ["EXAMPLES", "documents"]
 
@@ -93,7 +93,7 @@ async def _fetch(
     async with open_store(target) as store:
         filters |= {"agent_id": agent_id, "collection": collection}
         page = await _pages(store.list_documents, filters, everything)
-        if not page and await store.aggregate_stats(agent_id) == AgentStats():
+        if not page:
             await require_agent(store, agent_id)
         return page
 
@@ -141,7 +141,10 @@ def _tags(pairs: list[str]) -> dict[str, list[str]]:
 
 async def _fetch_tagged(target: str | None, filters: dict[str, Any], everything: bool) -> Page[FoundDocument]:
     async with open_store(target) as store:
-        return await _pages(store.query_documents, filters, everything)
+        page = await _pages(store.query_documents, filters, everything)
+        if not page:
+            await require_agents(store, filters.get("agent_id", ()))
+        return page
 
 
 def _plain_tagged(document: FoundDocument) -> dict[str, Json]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from kode_core.cli.conversation import arguments
 from kode_core.cli.following import follow_all
-from kode_core.cli.messages import require_agent
+from kode_core.cli.known import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import OptionalAgent, given
 from kode_core.cli.output import (

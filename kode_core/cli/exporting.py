@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from kode_core.cli.known import require_agents
 from kode_core.cli.moving import ReportOption, Told, UpdatedAfter, UpdatedBefore, agent_filters
 from kode_core.cli.opening import StoreOption, configured_store, open_store
 from kode_core.cli.options import (
@@ -76,6 +77,7 @@ async def _archive(name: str | None, target: str, told: Told, filters: dict[str,
     backend = configured_store(name).backend.name
     async with open_store(name) as store:
         with told.progress() as progress:
+            await require_agents(store, filters.get("agent_id", ()))
             where: Any = sys.stdout.buffer if target == "-" else target
             return await export_archive(
                 store, where, backend=backend, on_agent=told.agent, progress=progress, **filters
@@ -85,4 +87,5 @@ async def _archive(name: str | None, target: str, told: Told, filters: dict[str,
 async def _parquet(name: str | None, directory: str, told: Told, filters: dict[str, Any]) -> CopyReport:
     async with open_store(name) as store:
         with told.progress() as progress:
+            await require_agents(store, filters.get("agent_id", ()))
             return await export_parquet(store, directory, on_agent=told.agent, progress=progress, **filters)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from rich.text import Text
 
+from kode_core.cli.known import require_agents
 from kode_core.cli.opening import open_store
 from kode_core.cli.options import paging_option
 from kode_core.cli.output import count, print_json, print_note, show, state_text, visible, wire
@@ -52,7 +53,9 @@ def report_groups(
 
     async def grouped() -> Sequence[Group]:
         async with open_store(target) as store:
-            return await group(store)(list(by), **filters)
+            groups = await group(store)(list(by), **filters)
+            await require_agents(store, filters.get("agent_id", ()))
+            return groups
 
     found = run(grouped())
     number = len(found)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from kode_core.cli.conversation import brief, conversation_texts
 from kode_core.cli.groups import SortOption, UtcOffsetOption, by_option, report_groups
+from kode_core.cli.known import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
     AllOption,
@@ -26,11 +27,10 @@ from kode_core.cli.options import (
     metadata_filter,
 )
 from kode_core.cli.output import print_json, show
-from kode_core.cli.queries import fetch, report, report_count, run
+from kode_core.cli.queries import fetch_known, report, report_count, run
 from kode_core.cli.tables import table
 from kode_core.cli.times import LocalOption, SinceOption, UntilOption, between, moment, zone
 from kode_core.model import Message, StoredMessage
-from kode_core.nearby import agent_not_found
 from kode_core.protocols import QueryableStore
 from kode_core.query import DEFAULT_LIMIT, Page
 
@@ -106,7 +106,7 @@ def messages(
         report_groups(store, lambda s: s.group_messages, by or [], asked, as_json, sort)
         return
     if count:
-        report_count(run(_count(store, {**given(agent_id=agent), **filters})), as_json)
+        report_count(store, lambda s: s.count_messages, {**given(agent_id=agent), **filters}, as_json)
         return
     if agent is not None and not filters and not everything:
         _show_conversation(agent, run(_load(store, agent)), full, as_json)
@@ -143,22 +143,9 @@ async def _add_times(store: QueryableStore, agent_id: str, found: list[Message])
             found[place] = message
 
 
-async def require_agent(store: QueryableStore, agent_id: str) -> None:
-    """Raise AgentNotFoundError, with a near id, unless the agent has info."""
-    if not await store.exists(agent_id):
-        raise await agent_not_found(store, agent_id)
-
-
-async def _count(target: str | None, filters: dict[str, Any]) -> int:
-    async with open_store(target) as store:
-        return await store.count_messages(**filters)
-
-
 async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) -> Page[StoredMessage]:
     async with open_store(target) as store:
-        page = await fetch(store.query_messages, store.iter_messages, filters, everything)
-        if not page and "agent_id" in filters:
-            await require_agent(store, filters["agent_id"])
+        page = await fetch_known(store, store.query_messages, store.iter_messages, filters, everything)
         limit = filters.get("limit", DEFAULT_LIMIT)
         asked = {name: value for name, value in filters.items() if name != "offset"}
         while page.next_cursor is not None and len(page) < limit:  # one call reads a bounded number (QRY-12)

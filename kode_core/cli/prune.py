@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 from rich.text import Text
 
-from kode_core.cli.messages import require_agent
+from kode_core.cli.known import require_agents
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import agent_argument, given, time_option
 from kode_core.cli.output import count, fail, print_json, print_note, show, visible, watched, wire
 from kode_core.cli.queries import run
 from kode_core.cli.retention import KINDS, apply_policies, ask, total
 from kode_core.errors import CorruptRecordError, InvalidArgumentError, KodeError
-from kode_core.protocols import ExtendedStore
-from kode_core.query import AgentStats
 from kode_core.report import PruneResult
 
 __all__ = ["EXAMPLES", "prune"]
@@ -118,19 +115,11 @@ def _text_of(error: KodeError) -> str:
     return "; ".join([str(error), *getattr(error, "__notes__", ())])
 
 
-async def _require(store: ExtendedStore, agent_id: str) -> None:
-    """Raise AgentNotFoundError unless something is stored for the agent."""
-    with suppress(CorruptRecordError):  # damage is stored, too
-        if await store.last_bookmark(agent_id) is None and await store.aggregate_stats(agent_id) == AgentStats():
-            await require_agent(store, agent_id)
-
-
 async def _prune(target: str | None, agents: Sequence[str], wanted: dict[str, Any], *, dry_run: bool) -> _Pruned:
     """Prune the agents, or count; one that is damaged does not keep the others from it, any other error ends it."""
     pruned = _Pruned({}, {})
     async with open_store(target) as store:
-        for agent_id in agents:
-            await _require(store, agent_id)
+        await require_agents(store, agents)
         for agent_id in agents:
             try:
                 with watched(f"{visible(agent_id)}: {'counted' if dry_run else 'removed'}") as progress:

@@ -9,12 +9,17 @@ from typing import Any, TypeVar
 import typer
 from rich.console import RenderableType
 
+from kode_core.cli.known import require_agents
+from kode_core.cli.opening import open_store
 from kode_core.cli.output import count, print_json, print_note, show, wire
-from kode_core.query import Page
+from kode_core.model import StoredMessage, StoredToolCall
+from kode_core.protocols import ExtendedStore
+from kode_core.query import Page, SessionInfo
 
-__all__ = ["fetch", "report", "report_count", "run"]
+__all__ = ["fetch", "fetch_known", "report", "report_count", "run"]
 
 T = TypeVar("T")
+R = TypeVar("R", SessionInfo, StoredMessage, StoredToolCall)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -43,6 +48,19 @@ async def fetch(
     return await query(**filters)
 
 
+async def fetch_known(
+    store: ExtendedStore,
+    query: Callable[..., Awaitable[Page[R]]],
+    iterate: Callable[..., AsyncIterator[R]],
+    filters: Mapping[str, Any],
+    everything: bool,
+) -> Page[R]:
+    """As :func:`fetch`; AgentNotFoundError if nothing is stored for an agent that the filters name."""
+    page = await fetch(query, iterate, filters, everything)
+    await require_agents(store, filters.get("agent_id", ()), {record.agent_id for record in page})
+    return page
+
+
 def report(
     page: Page[T],
     noun: str,
@@ -69,8 +87,24 @@ def report(
     print_note(f"{count(len(page), noun)}{more}")
 
 
-def report_count(number: int, as_json: bool) -> None:
-    """Print the number of results."""
+def report_count(
+    target: str | None,
+    count: Callable[[ExtendedStore], Callable[..., Awaitable[int]]],
+    filters: Mapping[str, Any],
+    as_json: bool,
+) -> None:
+    """Print the number of results that a method of the store gives.
+
+    Raises:
+        AgentNotFoundError: nothing is stored for an agent that the filters name.
+    """
+
+    async def counted() -> int:
+        async with open_store(target) as store:
+            await require_agents(store, filters.get("agent_id", ()))
+            return await count(store)(**filters)
+
+    number = run(counted())
     if as_json:
         print_json({"count": number})
     else:

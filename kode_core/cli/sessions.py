@@ -29,18 +29,16 @@ from kode_core.cli.options import (
     time_option,
 )
 from kode_core.cli.output import is_whole, one_line, printed
-from kode_core.cli.queries import fetch, report, report_count, run
+from kode_core.cli.queries import fetch_known, report, report_count, run
 from kode_core.cli.tables import table
 from kode_core.cli.times import LocalOption, SinceOption, UntilOption, between, moment, zone
-from kode_core.errors import InvalidArgumentError
+from kode_core.ids import can_begin
 from kode_core.model import Json
-from kode_core.protocols import QueryableStore
-from kode_core.query import DEFAULT_LIMIT, Page, SessionInfo, session_query
+from kode_core.query import Page, SessionInfo, Within
 
 __all__ = ["EXAMPLES", "session_table", "sessions"]
 
 _VALUE_SHOWN: Final = 60
-_READ: Final = 1_000
 
 EXAMPLES: Final = (
     "kode sessions --template tau-airline --metadata reward=1.0",
@@ -82,10 +80,10 @@ def sessions(
     """List agents, newest first.
 
     --since and --until find the agents that were in use between two times: changed since the first, and created before
-    the second. --prefix reads the sessions that the other filters leave, so that it takes its time in a large store.
+    the second.
     """
     filters = given(
-        agent_id=agent,
+        agent_id=_whose(agent, prefix),
         template_id=template,
         user_id=user,
         metadata=metadata_filter(metadata),
@@ -101,62 +99,28 @@ def sessions(
     )
     between(filters, since, until, "updated_after")
     grouped = given(utc_offset_minutes=utc_offset)
-    if prefix and (by or grouped or sort):
-        raise InvalidArgumentError("--by groups by the database, which knows no beginnings of ids: leave --prefix out")
     if by or grouped or sort:
         report_groups(store, lambda s: s.group_sessions, by or [], {**filters, **grouped}, as_json, sort)
         return
     if count:
-        report_count(run(_count(store, prefix, filters)), as_json)
+        report_count(store, lambda s: s.count_sessions, filters, as_json)
         return
-    page = run(_fetch(store, prefix, filters, everything))
+    page = run(_fetch(store, filters, everything))
     report(page, "session", "sessions", as_json, lambda found: session_table(found, full=full))
 
 
-async def _count(target: str | None, prefix: str | None, filters: dict[str, Any]) -> int:
+def _whose(agents: list[str] | None, prefix: str | None) -> Within | tuple[str, ...] | None:
+    """The filter of agents; a prefix that none of the named ones has, or no id can have, finds nothing."""
+    if not prefix:
+        return tuple(agents) if agents else None
+    if agents:
+        return tuple(one for one in agents if one.startswith(prefix))
+    return Within(prefix) if can_begin(prefix) else ()
+
+
+async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) -> Page[SessionInfo]:
     async with open_store(target) as store:
-        if prefix:
-            return sum([one.agent_id.startswith(prefix) async for one in store.iter_sessions(**filters)])
-        return await store.count_sessions(**filters)
-
-
-async def _fetch(
-    target: str | None, prefix: str | None, filters: dict[str, Any], everything: bool
-) -> Page[SessionInfo]:
-    async with open_store(target) as store:
-        if not prefix:
-            return await fetch(store.query_sessions, store.iter_sessions, filters, everything)
-        if everything:
-            found = store.iter_sessions(**filters)
-            return Page([one async for one in found if one.agent_id.startswith(prefix)])
-        return await _page_of(store, prefix, filters)
-
-
-async def _page_of(store: QueryableStore, prefix: str, filters: dict[str, Any]) -> Page[SessionInfo]:
-    """One page of the sessions whose ids begin so; it ends where a page of all sessions would."""
-    session_query(filters)  # type: ignore[arg-type]
-    rest = {name: value for name, value in filters.items() if name not in ("limit", "offset", "cursor")}
-    limit, skipped, cursor = filters.get("limit", DEFAULT_LIMIT), filters.get("offset", 0), filters.get("cursor")
-    found: list[SessionInfo] = []
-    left_out: dict[str, None] = {}
-    end: tuple[int, str | None] = (0, cursor)
-    while True:
-        page = await store.query_sessions(**rest, limit=_READ, cursor=cursor)
-        left_out.update(dict.fromkeys(page.left_out))
-        for i, one in enumerate(page, 1):
-            if not one.agent_id.startswith(prefix):
-                continue
-            if skipped:
-                skipped -= 1
-            elif len(found) == limit:
-                last = await store.query_sessions(**rest, limit=end[0], cursor=end[1])
-                return Page(found, last.next_cursor, tuple(left_out))
-            else:
-                found.append(one)
-                end = i, cursor
-        cursor = page.next_cursor
-        if cursor is None:
-            return Page(found, None, tuple(left_out))
+        return await fetch_known(store, store.query_sessions, store.iter_sessions, filters, everything)
 
 
 def session_table(page: list[SessionInfo], *, full: bool = True) -> RenderableType:

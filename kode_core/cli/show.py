@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from kode_core.cli.folded import calls_of, folded
-from kode_core.cli.messages import require_agent
+from kode_core.cli.known import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import AgentArgument
 from kode_core.cli.output import count, is_whole, print_json, print_note, show, visible, wire

@@ -7,7 +7,7 @@ from typing import Final
 
 from rich.console import RenderableType
 
-from kode_core.cli.messages import require_agent
+from kode_core.cli.known import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import AgentArgument
 from kode_core.cli.output import count, one_line, print_json, print_note, printed, show, utc, visible

@@ -9,7 +9,7 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from kode_core.cli.messages import require_agent
+from kode_core.cli.known import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import OptionalAgent
 from kode_core.cli.output import count, holdings, print_json, show, state_text, visible, wire

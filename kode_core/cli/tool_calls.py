@@ -9,7 +9,6 @@ from rich.console import RenderableType
 
 from kode_core.cli.conversation import arguments
 from kode_core.cli.groups import SortOption, UtcOffsetOption, by_option, report_groups
-from kode_core.cli.messages import require_agent
 from kode_core.cli.opening import JsonOption, StoreOption, open_store
 from kode_core.cli.options import (
     AllOption,
@@ -27,7 +26,7 @@ from kode_core.cli.options import (
     paging_option,
 )
 from kode_core.cli.output import one_line, print_note, printed, state_text
-from kode_core.cli.queries import fetch, report, report_count, run
+from kode_core.cli.queries import fetch_known, report, report_count, run
 from kode_core.cli.tables import table
 from kode_core.cli.templates import grouped_calls
 from kode_core.cli.times import LocalOption, SinceOption, UntilOption, between, moment, zone
@@ -111,7 +110,7 @@ def tool_calls(
         report_groups(store, grouped_calls, by or [], {**filters, **grouped}, as_json, sort)
         return
     if count:
-        report_count(run(_count(store, filters)), as_json)
+        report_count(store, lambda s: s.count_tool_calls, filters, as_json)
         return
     page = run(_fetch(store, filters, everything))
     report(page, "tool call", "toolCalls", as_json, lambda found: _table(found, full=full))
@@ -124,17 +123,9 @@ def _see_states(states: Sequence[str]) -> None:
             print_note(f"the state {state!r} is not {state.upper()!r}: capitals count; write --state {state.upper()}")
 
 
-async def _count(target: str | None, filters: dict[str, Any]) -> int:
-    async with open_store(target) as store:
-        return await store.count_tool_calls(**filters)
-
-
 async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) -> Page[StoredToolCall]:
     async with open_store(target) as store:
-        page = await fetch(store.query_tool_calls, store.iter_tool_calls, filters, everything)
-        if not page and "agent_id" in filters:
-            await require_agent(store, filters["agent_id"])
-        return page
+        return await fetch_known(store, store.query_tool_calls, store.iter_tool_calls, filters, everything)
 
 
 def _table(page: Page[StoredToolCall], *, full: bool) -> RenderableType:

@@ -253,7 +253,10 @@ class ExtendedStore(AgentStore, Protocol):
     # --- operations
 
     async def health_check(self) -> StoreHealthStatus:
-        """Check whether the store can be used now. This never raises (OPS-1)."""
+        """Check whether the store can be used now. This never raises (OPS-1).
+
+        SQL backends name tables that were dropped, at no further cost.
+        """
         ...
 
     async def check_consistency(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,7 +47,7 @@ def _tables(kind: str, environ: Mapping[str, str]) -> dict[str, tuple[dict[str, 
     path = _config_file(environ)
     if path is None:
         return {}
-    content = _toml(path)
+    content = _remembered(_toml, path)
     if path.name == "pyproject.toml":
         content = content.get("tool", {}).get("kode", {})
     if not isinstance(content, dict):
@@ -55,7 +58,7 @@ def _tables(kind: str, environ: Mapping[str, str]) -> dict[str, tuple[dict[str, 
         raise ConfigurationError(f"{path}: there is no key {named(unknown[0])}; stores are written as [stores.NAME]")
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise ConfigurationError(f"{path}: {kind} are written as [{kind}.NAME], each a table")
-    return {name: (table, path) for name, table in tables.items()}
+    return {name: (deepcopy(table), path) for name, table in tables.items()}
 
 
 def _config_file(environ: Mapping[str, str]) -> Path | None:
@@ -71,9 +74,28 @@ def _config_file(environ: Mapping[str, str]) -> Path | None:
         if _is_file(folder / "kode.toml"):
             return folder / "kode.toml"
         project = folder / "pyproject.toml"
-        if _is_file(project) and _has_our_table(project):
+        if _is_file(project) and _remembered(_has_our_table, project):
             return project
     return None
+
+
+def _remembered(read: Callable[[Path], Any], path: Path) -> Any:
+    """The result of *read* for a file, which is read again once the file has changed: many stores may be opened.
+
+    A file that changed a moment ago is read each time, since its next change may have the same time.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return read(path)
+    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < _SETTLED_NS:
+        return read(path)
+    return _read(read, path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+
+
+@lru_cache(maxsize=32)
+def _read(read: Callable[[Path], Any], path: Path, stamp: tuple[int, ...]) -> Any:
+    return read(path)
 
 
 def _is_file(path: Path) -> bool:
@@ -84,6 +106,8 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+_SETTLED_NS: Final = 3_000_000_000
+"""Longer than the steps of the times of any file system."""
 _NAMES_US: Final = re.compile(
     r"""\btool["']?\s*\.\s*["']?kode\b|^\s*\[\s*["']?tool["']?\s*\]|^\s*tool\s*=""", re.MULTILINE
 )

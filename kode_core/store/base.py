@@ -169,7 +169,8 @@ class StoreBase:
         return await self._context.run(METHODS[name], agent_id, load)
 
     async def _query(self, name: str, search: Callable[[Any], Awaitable[T]], filters: Any) -> T:
-        return await self._context.run(METHODS[name], filters.get("agent_id"), search, filters)
+        agents = filters.get("agent_id")
+        return await self._context.run(METHODS[name], agents if type(agents) is str else None, search, filters)
 
     def _iterated(self, name: str, agent_id: object, inner: AsyncIterator[T]) -> AsyncIterator[T]:
         return self._context.call_metrics.iterated(name, agent_id, inner)

@@ -14,7 +14,7 @@ from kode_core.batch import AgentSummary, Doc, DocKind, Found, FoundRow, ListKin
 from kode_core.codec import Body
 from kode_core.engine import check_any_of
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
-from kode_core.ids import MAX_AGENT_ID_BYTES, is_shortened, plain_text, prefix_end, row_name
+from kode_core.ids import MAX_AGENT_ID_BYTES, can_begin, is_shortened, plain_text, prefix_end, row_name
 from kode_core.large import decode_in_slices, decode_list_in_slices, decode_run_in_slices
 from kode_core.model import (
     AgentInfo,
@@ -157,8 +157,8 @@ class Reader:
         if type(prefix) is not str:
             raise InvalidArgumentError(f"prefix must be a str, got {type(prefix).__name__}")
         ids: list[str] = []
-        if "\0" in prefix or any("\ud800" <= c <= "\udfff" for c in prefix):
-            return ids  # no agent can have such an id
+        if not can_begin(prefix):
+            return ids
         async for page in self._id_pages(prefix, everyone=everyone):
             for name in left_out_of(page):
                 log.error("%s is damaged and was left out", name)

@@ -98,8 +98,7 @@ class ScopedEngine:
         UnsupportedError: *inner* takes no queries of a range of agents.
     """
 
-    finds_within = False
-    """A scope has no scopes of its own."""
+    finds_within = True
 
     def __init__(self, inner: Engine, tenant: str, *, is_owner: bool) -> None:
         if not finds_within(inner):
@@ -222,6 +221,8 @@ class ScopedEngine:
         wanted: Any = query.agent_id
         if isinstance(wanted, str):
             wanted = self._full(wanted)
+        elif isinstance(wanted, Within):
+            wanted = Within(self._prefix + wanted.prefix)
         else:
             wanted = self._within if wanted is None else tuple(map(self._full, wanted))
         return replace(query, agent_id=wanted, after=after)

@@ -287,7 +287,10 @@ class ExtendedStoreMethods(AgentStoreMethods):
         return self._call(lambda store: store.emit_many(agent_id, events, fence=self._fence(agent_id, fence)))
 
     def health_check(self) -> StoreHealthStatus:
-        """Check whether the store can be used now. This never raises (OPS-1)."""
+        """Check whether the store can be used now. This never raises (OPS-1).
+
+        SQL backends name tables that were dropped, at no further cost.
+        """
         return self._call(lambda store: store.health_check())
 
     def check_consistency(

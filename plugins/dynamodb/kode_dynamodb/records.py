@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from kode_core.authoring.parallel import each
 from kode_core.batch import Fence, SessionRow, Totals
-from kode_core.engine import CALLER, Medium, Progress, Watch, unwatched
+from kode_core.engine import Medium, Progress, Watch, unwatched
 from kode_core.engines.record.store import (
     Change,
-    Cut,
-    EventIndex,
     FoundItem,
     HeadRecord,
     Item,
@@ -22,33 +19,26 @@ from kode_core.engines.record.store import (
     KeyRange,
     Note,
     Remains,
-    removed,
 )
-from kode_core.engines.record.terms import DocSearch, may_have_terms
-from kode_core.errors import CorruptRecordError, KodeError, PayloadTooLargeError, StorageError, UnsupportedError
+from kode_core.engines.record.terms import DocSearch
+from kode_core.errors import CorruptRecordError, KodeError, UnsupportedError
 from kode_core.query import RowQuery, SessionQuery, Within, values_of
-from kode_dynamodb.connection import AT_ONCE, LOOKING, Connection, Record, connect
+from kode_dynamodb.connection import Connection, Record, connect
+from kode_dynamodb.items import Items, put_of
 from kode_dynamodb.leases import Leases
 from kode_dynamodb.notes import Notes
 from kode_dynamodb.options import DynamoDBOptions
 from kode_dynamodb.queries import Queries
 from kode_dynamodb.table import has_schema, open_table
-from kode_dynamodb.terms import IF_OLDER, UNLESS_NEWER, Terms, entries_of
+from kode_dynamodb.terms import Terms
 from kode_dynamodb.values import (
     HEAD_FIELDS,
     agent_of,
     buckets,
     epochs_of,
     found_head,
-    found_item,
     head_key,
     head_values,
-    index_filter,
-    item_key,
-    item_values,
-    items_pk,
-    parts_key,
-    parts_pk,
     settled_values,
 )
 
@@ -58,13 +48,9 @@ _SWAP_ITEMS: Final = 9
 """With the head, ten items: every version of the service and its emulators accepts so many in a transaction."""
 _INLINE_BYTES: Final = 100_000
 _PART_BYTES: Final = 340_000
-_PARTS_AT_ONCE: Final = 4
 _NO_HEAD: Final = " AND ".join(f"attribute_not_exists({name})" for name in sorted(HEAD_FIELDS))
 _LOOKS: Final = 2
 _BETWEEN_LOOKS_S: Final = 0.01
-_KEYS: Final = "pk, sk"
-_REVS: Final = "pk, sk, rev, gone"
-_NO_BODIES: Final = "sk, rev, t, h, ix, p, alt, gone"
 
 
 async def open_records(options: DynamoDBOptions) -> DynamoRecords:
@@ -116,6 +102,7 @@ class DynamoRecords:
         self._leases = Leases(connection)
         self._queries = Queries(connection)
         self._terms = Terms(connection)
+        self._items = Items(connection, self._terms)
 
     def __repr__(self) -> str:
         return self.connection.address
@@ -156,7 +143,7 @@ class DynamoRecords:
         if not items:
             return await self.connection.write("update_item", **change)
         table = {"TableName": self.connection.table}
-        writes = [{"Update": {**table, **change}}, *({"Put": {**table, **_put(new.place, item)}} for item in items)]
+        writes = [{"Update": {**table, **change}}, *({"Put": {**table, **put_of(new.place, item)}} for item in items)]
         return await self.connection.write("transact_write_items", TransactItems=writes)
 
     def _fenced(self, agent_id: str, fence: Fence | None, condition: str, values: Record) -> tuple[str, Record] | None:
@@ -197,125 +184,31 @@ class DynamoRecords:
 
         return [agent_of(entry) for entries in await each(of, buckets("h")) for entry in entries]
 
-    # --- items
+    # --- items and parts
 
     async def items(self, place: ItemsPlace, keys: KeyRange) -> list[Item]:
-        if keys.first > keys.last:
-            return []
-        wanted = _between(items_pk(place), keys.first, keys.last, "alt" if keys.by_alt else "sk")
-        wanted["ScanIndexForward"] = not keys.descending
-        if keys.by_alt:
-            wanted["IndexName"] = "by_alt"
-        if not keys.bodies:
-            wanted["ProjectionExpression"] = _NO_BODIES
-        if keys.channel is not None:
-            return await self._of_channel(wanted, keys)
-        found = await self._decoded(wanted, keys.limit)
-        if keys.by_alt and keys.bodies and not all(isinstance(item.index, EventIndex) for item in found):
-            return await self._with_bodies(place, found)
-        return found
-
-    async def _decoded(self, wanted: Record, limit: int | None) -> list[Item]:
-        """The items of a query, decoded page by page, so that other tasks run in between."""
-        return [found_item(record) async for page in self.connection.pages(**wanted, limit=limit) for record in page]
-
-    async def _of_channel(self, wanted: Record, keys: KeyRange) -> list[Item]:
-        """The events of a channel, which is not part of a key."""
-        found: list[Item] = []
-        wanted = index_filter("events", [("channel", keys.channel or "")]).added_to(wanted)
-        async for page in self.connection.pages(**wanted, sizes=LOOKING):
-            items = map(found_item, page)
-            found += [i for i in items if isinstance(i.index, EventIndex) and i.index.channel == keys.channel]
-            if keys.limit is not None and len(found) >= keys.limit:
-                return found[: keys.limit]
-        return found
-
-    async def _with_bodies(self, place: ItemsPlace, items: Sequence[Item]) -> list[Item]:
-        stored = await self.connection.get_all([item_key(place, item.key) for item in items])
-        by_key = {item.key: item for item in map(found_item, stored)}
-        return [by_key[item.key] for item in items if item.key in by_key]
+        return await self._items.read(place, keys)
 
     async def apply(self, place: ItemsPlace, changes: Sequence[Change], *, fresh: bool = False) -> None:
-        if fresh:
-            items = [item for item in changes if isinstance(item, Item)]
-            entries = [entry for item in items for entry in entries_of(place, item)]
-            await self.connection.put_all([*(item_values(place, item) for item in items), *entries])
-            return
-        of_docs: dict[str, list[Change]] = {}
-        for change in changes:
-            if may_have_terms(change):
-                of_docs.setdefault(change.key if isinstance(change, Item) else change.first, []).append(change)
-        changes = [change for change in changes if not may_have_terms(change)]
-
-        async def put(item: Item) -> None:
-            await self.connection.repeat("put_item", **_put(place, item))
-
-        with _after_commit(place):
-            await each(put, [change for change in changes if isinstance(change, Item)], at_once=AT_ONCE)
-            await each(lambda one: self._terms.apply(place, one), of_docs.values(), at_once=AT_ONCE)
-            cuts = [change for change in changes if isinstance(change, Cut)]
-            singles = [cut for cut in cuts if cut.first == cut.last]  # a write may remove thousands of documents
-            await each(lambda cut: self._cut_one(place, cut, cut.first), singles, at_once=AT_ONCE)
-            for cut in cuts:
-                if cut.first != cut.last:
-                    await self._cut(place, cut)
-
-    async def _cut(self, place: ItemsPlace, cut: Cut) -> None:
-        wanted = _between(items_pk(place), cut.first, cut.last, "sk")
-        async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
-            older = [one["sk"]["S"] for one in page if int(one["rev"]["N"]) < cut.rev and "gone" not in one]
-            await each(lambda key: self._cut_one(place, cut, key), older, at_once=AT_ONCE)
-
-    async def _cut_one(self, place: ItemsPlace, cut: Cut, key: str) -> None:
-        """Turn an item into the tombstone of its removal, unless it is newer; where there is none, do nothing."""
-        rev: Record = {"ConditionExpression": IF_OLDER, "ExpressionAttributeValues": {":rev": {"N": str(cut.rev)}}}
-        await self.connection.repeat("put_item", Item=item_values(place, removed(key, cut.rev)), **rev)
+        await self._items.apply(place, changes, fresh=fresh)
 
     async def erase(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
-        wanted = _between(items_pk(place), first, last, "sk")
-        async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
-            older = [{"pk": one["pk"], "sk": one["sk"]} for one in page if int(one["rev"]["N"]) < rev]
-            await self.connection.delete_all(older)
-            CALLER.get().goes_on()
+        await self._items.erase(place, first, last, rev)
 
     async def drop(self, place: ItemsPlace) -> None:
-        for pk in (items_pk(place), parts_pk(place)):
-            wanted: Record = {"KeyConditionExpression": "pk = :pk", "ExpressionAttributeValues": {":pk": pk}}
-            async for page in self.connection.pages(**wanted, ProjectionExpression=_KEYS, ConsistentRead=True):
-                await self.connection.delete_all(page)
-                CALLER.get().goes_on()
-
-    # --- parts
+        await self._items.drop(place)
 
     async def put_parts(self, place: ItemsPlace, key: str, rev: int, parts: Sequence[bytes]) -> None:
-        async def put(numbered: tuple[int, bytes]) -> None:
-            number, part = numbered
-            item = {**parts_key(place, key, rev, number), "rev": {"N": str(rev)}, "b": {"B": part}}
-            await self.connection.repeat("put_item", Item=item)
-
-        with _after_commit(place):
-            await each(put, enumerate(parts), at_once=_PARTS_AT_ONCE)
+        await self._items.put_parts(place, key, rev, parts)
 
     async def parts(self, place: ItemsPlace, key: str, rev: int) -> list[bytes]:
-        first = parts_key(place, key, rev, 0)["sk"]["S"]
-        wanted = _between(parts_pk(place), first, f"{first[:-6]}~", "sk")
-        return [bytes(part["b"]["B"]) for part in await self.connection.query(**wanted)]
+        return await self._items.parts(place, key, rev)
 
     async def drop_parts(self, place: ItemsPlace, first: str, last: str, rev: int) -> None:
-        wanted = _parts_between(place, first, last)
-        async for page in self.connection.pages(**wanted, ProjectionExpression=_REVS):
-            keys = [
-                {"pk": part["pk"], "sk": part["sk"]}
-                for part in page
-                if int(part["rev"]["N"]) < rev and first <= part["sk"]["S"].rsplit("/", 2)[0] <= last
-            ]
-            await self.connection.delete_all(keys)
+        await self._items.drop_parts(place, first, last, rev)
 
     async def part_keys(self, place: ItemsPlace, first: str, last: str) -> list[tuple[str, int]]:
-        wanted = _parts_between(place, first, last)
-        found = await self.connection.query(**wanted, ProjectionExpression=_REVS)
-        keys = ((part["sk"]["S"].rsplit("/", 2)[0], int(part["rev"]["N"])) for part in found)
-        return [key for key in dict.fromkeys(keys) if first <= key[0] <= last]
+        return await self._items.part_keys(place, first, last)
 
     # --- notes
 
@@ -391,18 +284,6 @@ class DynamoRecords:
         await self.connection.close()
 
 
-@contextmanager
-def _after_commit(place: ItemsPlace) -> Iterator[None]:
-    """Report a full agent without the words "nothing was written": the swap has committed already."""
-    try:
-        yield
-    except PayloadTooLargeError as exc:
-        raise StorageError(
-            f"agent {place.agent_id!r} takes more than the 10 GB that DynamoDB keeps of one: nothing that was saved is "
-            "lost, but it takes no more: delete it, or go on with another agent"
-        ) from exc
-
-
 def _update(agent_id: str, values: Mapping[str, Record | None], condition: str, given: Record) -> Record:
     """The update of a head to these values. It leaves all other attributes alone."""
     names = {f"#{n}": name for n, name in enumerate(values)}
@@ -416,27 +297,4 @@ def _update(agent_id: str, values: Mapping[str, Record | None], condition: str, 
         "ConditionExpression": condition,
         "ExpressionAttributeNames": names,
         "ExpressionAttributeValues": {**settings, **given},
-    }
-
-
-def _put(place: ItemsPlace, item: Item) -> Record:
-    """The put of an item, unless its key has one of the same or a newer revision."""
-    return {
-        "Item": item_values(place, item),
-        "ConditionExpression": UNLESS_NEWER,
-        "ExpressionAttributeValues": {":rev": {"N": str(item.rev)}},
-    }
-
-
-def _parts_between(place: ItemsPlace, first: str, last: str) -> Record:
-    """The query of the parts of a range of keys; of one key it reads no others, which may begin with that key."""
-    return _between(parts_pk(place), f"{first}/" if first == last else first, f"{last}/~", "sk")
-
-
-def _between(pk: Record, first: str, last: str, sk: str) -> Record:
-    """The consistent query of a range of keys."""
-    return {
-        "KeyConditionExpression": f"pk = :pk AND {sk} BETWEEN :first AND :last",
-        "ExpressionAttributeValues": {":pk": pk, ":first": {"S": first}, ":last": {"S": last}},
-        "ConsistentRead": True,
     }

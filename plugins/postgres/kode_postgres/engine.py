@@ -23,6 +23,7 @@ from kode_postgres.doubts import Doubts, Never
 from kode_postgres.forks import Forks
 from kode_postgres.indexing import Indexing
 from kode_postgres.leases import Leases
+from kode_postgres.migrations import probe
 from kode_postgres.opening import open_connections
 from kode_postgres.options import PostgresOptions
 from kode_postgres.reads import Reads
@@ -211,14 +212,7 @@ class PostgresEngine:
         return [("database", self._ping)]
 
     async def _ping(self) -> None:
-        """Check that the tables exist and that this server takes writes."""
-
-        async def ask(session: Session) -> None:
-            await session.fetch(
-                f"UPDATE {self.tables.meta} SET value = value WHERE key = 'a key that is not there' RETURNING value"
-            )
-
-        await self.connections.probe(ask)
+        await self.connections.probe(lambda session: probe(session, self.tables, self.connections.address))
 
     async def backup(self, target: Path, progress: Progress = unwatched) -> list[Path]:
         raise UnsupportedError(

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -31,8 +31,9 @@ from kode_core.errors import (
 from kode_postgres import schema
 from kode_postgres.errors import is_conflict, is_locked_out
 from kode_postgres.schema import DEFAULT_PREFIX, Step, Tables, make_schema, steps
+from kode_postgres.session import Session
 
-__all__ = ["migrate", "version_of"]
+__all__ = ["migrate", "probe", "version_of"]
 
 log = logging.getLogger("kode_core")
 
@@ -40,6 +41,10 @@ _ANY_TIME_S: Final = 7 * 86_400.0
 _TABLE_LOCK: Final = "2s"
 """How long a step waits for its table: all writers of the table wait behind it."""
 _LOCKED_S: Final = 600.0
+_MISSING: Final = (
+    "SELECT name FROM unnest($1::text[]) name, (SELECT FROM pg_catalog.pg_class LIMIT 1) c"
+    " WHERE to_regclass(name) IS NULL"
+)
 _LIMITS: Final = ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
 
 
@@ -54,12 +59,29 @@ async def version_of(con: Any, tables: Tables) -> int:
 
 async def _missing(con: Any, tables: Tables) -> list[str]:
     """The tables that are not there; the statement contains a table for the reason of :func:`version_of`."""
-    rows = await con.fetch(
-        "SELECT name FROM unnest($1::text[]) name, (SELECT FROM pg_catalog.pg_class LIMIT 1) c"
-        " WHERE to_regclass(name) IS NULL",
+    return [row[0] for row in await con.fetch(_MISSING, list(schema.table_names(tables)))]
+
+
+async def probe(session: Session, tables: Tables, place: str) -> None:
+    """Check in one statement that all tables exist, and that this server takes writes.
+
+    Raises:
+        StoreUnavailableError: tables were dropped; without the table of the version, the server says so itself.
+    """
+    rows = await session.fetch(
+        f"WITH written AS (UPDATE {tables.meta} SET value = value WHERE key = 'a key that is not there') {_MISSING}",
         list(schema.table_names(tables)),
     )
-    return [row[0] for row in rows]
+    if rows:
+        raise _dropped(place, tables, [row[0] for row in rows])
+
+
+def _dropped(place: str, tables: Tables, names: Sequence[str]) -> StoreUnavailableError:
+    verb = "is" if len(names) == 1 else "are"
+    return StoreUnavailableError(
+        f"{place}: {', '.join(names)} {verb} missing, which {tables.meta} says were made: put back a backup; to begin"
+        f" anew, drop the other tables and {_remedy(tables, 0)}"
+    )
 
 
 async def _home(con: Any, tables: Tables) -> str:
@@ -89,11 +111,7 @@ async def migrate(con: Any, tables: Tables, place: str, *, create: bool, seconds
         version = await version_of(con, tables)
         missing = await _missing(con, tables) if version == len(schema.MIGRATIONS) else []
     if missing:
-        names, verb = ", ".join(missing), "is" if len(missing) == 1 else "are"
-        raise StoreUnavailableError(
-            f"{place}: {names} {verb} missing, which {tables.meta} says were made: put back a backup; to begin anew,"
-            f" drop the other tables and {_remedy(tables, 0)}"
-        )
+        raise _dropped(place, tables, missing)
     if version == len(schema.MIGRATIONS):
         return
     _see_newer(version, place)

@@ -72,11 +72,16 @@ async def test_the_printed_schema_is_the_one_that_is_made(database: str) -> None
 
 @pytest.mark.parametrize("table", ["agents", "doc_terms", "leases"])
 async def test_a_table_that_was_dropped(database: str, table: str) -> None:
-    """An open store says what to do when a call needs it, and no store opens without it, or makes another one."""
+    """An open store says what to do when a call needs it, or its health is asked for, and no store opens without it, or
+    makes another one.
+    """
+    said = f'"bots"."kode_{table}" is missing, which "bots"."kode_meta" says were made: put back a backup; '
     async with PostgresStore(database, schema="bots") as store:
         await store.save_turn("a", messages=samples.messages(2), info=samples.info("a"))
         async with connected(database) as con:
             await con.execute(f"DROP TABLE bots.kode_{table} CASCADE")
+        health = await store.health_check()
+        assert not health.healthy and health.database is not None and said in str(health.database.problem)
         with pytest.raises(StoreUnavailableError, match="a table of kode is missing: if it was dropped, put back a"):
             await store.save_turn("b", messages=samples.messages(1), info=samples.info("b"))
             await store.acquire_agent_lock("a")
@@ -84,7 +89,6 @@ async def test_a_table_that_was_dropped(database: str, table: str) -> None:
     for create in (True, False):
         with pytest.raises(StoreUnavailableError) as info:
             await PostgresStore(database, schema="bots", create=create).open()
-        said = f'"bots"."kode_{table}" is missing, which "bots"."kode_meta" says were made: put back a backup; '
         assert said in str(info.value)
         assert "drop the other tables and run what 'kode schema postgres --schema bots --print' prints" in str(
             info.value
@@ -97,6 +101,7 @@ async def test_all_tables_were_dropped(database: str) -> None:
         await store.save_turn("a", messages=samples.messages(2), info=samples.info("a"))
         async with connected(database) as con:
             await con.execute("DROP SCHEMA bots CASCADE")
+        assert "put back a backup" in str((await store.health_check()).database)
         for call in (store.list(), store.save_info("a", samples.info("a")), store.check_consistency()):
             with pytest.raises(StoreUnavailableError, match="run what 'kode schema postgres --print' prints"):
                 await call

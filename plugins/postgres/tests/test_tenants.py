@@ -179,6 +179,16 @@ def large(server: Server) -> Iterator[str]:
         yield address
 
 
+async def test_agents_by_the_beginning_of_their_ids(con: Any) -> None:
+    """Any text may be the beginning, not only a tenant: the query touches the agents that begin so."""
+    for prefix in ("@smal", "@small/agt-000"):
+        query = session_query({"agent_id": Within(prefix), "limit": 50})  # type: ignore[typeddict-item]
+        for made in (READS.sessions_statement(query), READS.count_statement(query)):
+            plan = await explained(con, *made)
+            await con.execute("DEALLOCATE ALL")
+            assert touched(plan) < 6 * SMALL, plan
+
+
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize(
     ("make", "filters"),

@@ -77,14 +77,17 @@ class Connection(aiosqlite.Connection):
     _file: OpenFile | None
 
     def __init__(self, connector: Callable[[], sqlite3.Connection], path: str, *, is_still: bool = False) -> None:
+        context = copy_context()
+        self._made: sqlite3.Connection | None = None
+
         def noted() -> sqlite3.Connection:
             file = note_open(path)
             try:
-                db = connector()
+                db = context.run(connector)
             except BaseException:
                 note_closed(file)
                 raise
-            self._file = file
+            self._file, self._made = file, db
             return db
 
         super().__init__(noted, iter_chunk_size=64)
@@ -127,17 +130,28 @@ class Connection(aiosqlite.Connection):
         await self.run(_leave_transaction)
 
     async def close(self) -> None:
-        """Close the connection; a second call does nothing."""
+        """Close the connection and end its thread, in one hop; a second call does nothing."""
+        if self._connection is None or not self._running:
+            return
         try:
-            await super().close()
+            ended = self.stop()
+            assert ended is not None
+            await ended
         finally:
-            file, self._file = self._file, None
-            if file is not None:
-                note_closed(file)
+            self._forget()
 
-    def join(self) -> None:
-        """Wait for the thread, which ends by itself after a failed connect, with a call to the event loop."""
+    def discard(self) -> None:
+        """Wait for the thread, which ends by itself after a failed connect, and close what a given up one has made."""
         self._thread.join()
+        if self._made is not None:
+            self._made.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._made = None
+        file, self._file = self._file, None
+        if file is not None:
+            note_closed(file)
 
 
 def _leave_transaction(db: sqlite3.Connection) -> None:
@@ -184,6 +198,7 @@ async def open_connection(
     shared memory either, which writers could not use; with *still*, it takes the file for immutable.
     """
     path = options.db_path
+    given_up = threading.Event()
 
     def connect() -> sqlite3.Connection:
         more = "&immutable=1" if still is not None else "&readonly_shm=1" if how == "ro" else ""
@@ -198,27 +213,22 @@ async def open_connection(
         )
         if still is not None and isinstance(db, StillConnection):
             db.path, db.still = path, still
+        try:
+            _patiently(lambda: _set_up(db, options, how), options.busy_timeout_ms / 1000, given_up)
+            db.execute(f"PRAGMA busy_timeout = {options.busy_timeout_ms:d}")
+        except BaseException:
+            db.close()
+            raise
         return db
-
-    given_up = threading.Event()
-
-    def configure(db: sqlite3.Connection) -> None:
-        _patiently(lambda: _set_up(db, options, how), options.busy_timeout_ms / 1000, given_up)
-        db.execute(f"PRAGMA busy_timeout = {options.busy_timeout_ms:d}")
 
     with translated(path):
         connection = Connection(connect, path, is_still=still is not None)
         try:
             await connection
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(connection.join))
+            given_up.set()
+            await asyncio.shield(asyncio.to_thread(connection.discard))
             raise
-    try:
-        await connection.run(configure)
-    except BaseException:
-        given_up.set()
-        await asyncio.shield(connection.close())
-        raise
     return connection
 
 

@@ -32,7 +32,7 @@ from kode_core.rewriting import EventBody
 from kode_sqlite import doc_terms, groups, overview, queries, reads, texts
 from kode_sqlite.connection import MEMORY, Connection, WriteGuard, file_identity, open_connection, readably
 from kode_sqlite.errors import DRIVER_ERRORS, to_kode_error
-from kode_sqlite.migrations import Terms, migrate
+from kode_sqlite.migrations import Terms, migrate, see_tables
 from kode_sqlite.options import SqliteOptions
 from kode_sqlite.place import absolute_path, make_file
 from kode_sqlite.upkeep import Tell, copy, do_long, listening
@@ -309,9 +309,9 @@ class SqliteEngine:
         return [("database", self._ping)]
 
     async def _ping(self) -> None:
-        """Make a write that changes nothing, and a read."""
+        """Make a write that changes nothing, and look for all tables."""
         await self._write(lambda transaction: None)
-        await self._read(lambda db: db.execute("SELECT value FROM kode_meta").fetchone())
+        await self._read(lambda db: see_tables(db, self._options.db_path))
 
     async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
         if agent_id is not None:

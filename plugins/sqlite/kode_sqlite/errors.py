@@ -61,6 +61,8 @@ def to_kode_error(exc: BaseException, path: str) -> KodeError:
         return StoreUnavailableError(f"{path}: out of memory")
     if str(exc).startswith("Could not decode to UTF-8"):  # the text that follows is the stored one
         return CorruptRecordError(f"database {path}", "a text in it is no UTF-8")
+    if str(exc).startswith("no such table: "):
+        return StoreUnavailableError(f"{path}: a table of kode is missing: put back a backup ({exc})")
     extended = getattr(exc, "sqlite_errorcode", 0)
     code = _PRIMARY.get(extended, extended & 0xFF)
     if code in _CORRUPT:

@@ -14,7 +14,7 @@ from kode_sqlite.uris import uri_of
 
 __all__ = ["has_sdk_tables", "is_foreign", "refuse_foreign"]
 
-_SDK: Final = frozenset({("agents", "config_version"), ("messages", "seq"), ("tool_calls", "audit_trail")})
+_SDK: Final = {"agents": "config_version", "messages": "seq", "tool_calls": "audit_trail"}
 """Tables of the SDK, each with a column that distinguishes it from other tables of the same name."""
 _SMALL: Final = 1 << 20
 
@@ -36,7 +36,7 @@ def refuse_foreign(path: str) -> None:
 def is_foreign(path: str) -> bool:
     """Whether the database at *path* has the SDK's tables and none of ours."""
     with unused(path) as is_unused:
-        return is_unused and _are_of_sdk(_all_columns(os.path.realpath(path)))
+        return is_unused and bool(_looked_up(os.path.realpath(path)))
 
 
 def has_sdk_tables(db: sqlite3.Connection) -> bool:
@@ -45,41 +45,42 @@ def has_sdk_tables(db: sqlite3.Connection) -> bool:
     Raises:
         sqlite3.Error: it cannot be read.
     """
-    return _are_of_sdk(_columns(db))
+    return bool(_is_of_sdk(db))
 
 
-def _are_of_sdk(columns: set[tuple[str, str]]) -> bool:
-    return columns >= _SDK and not any(table == "kode_meta" for table, _ in columns)
-
-
-def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
-    """The columns of all tables, each with its table."""
-    return set(
-        db.execute("SELECT m.name, c.name FROM sqlite_master m JOIN pragma_table_info(m.name) c WHERE m.type = 'table'")
+def _is_of_sdk(db: sqlite3.Connection) -> bool | None:
+    """None if there are no tables. The columns are read only if all names of the SDK exist, and none of ours."""
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not tables:
+        return None
+    if "kode_meta" in tables or not tables >= _SDK.keys():
+        return False
+    return all(
+        db.execute("SELECT 1 FROM pragma_table_info(?) WHERE name = ?", names).fetchone() for names in _SDK.items()
     )
 
 
-def _all_columns(path: str) -> set[tuple[str, str]]:
+def _looked_up(path: str) -> bool | None:
     if not os.path.isfile(path):  # noqa: PTH113 - raises nothing
-        return set()
+        return None
     found = _looked_at(path, "mode=ro&immutable=1")
-    if not found:
+    if found is None:
         sides = [f"{path}{side}" for side in ("-wal", "-journal") if os.path.isfile(f"{path}{side}")]  # noqa: PTH113
         if sides and max(map(os.path.getsize, (path, *sides))) < _SMALL:
-            found = _looked_at_copy(path, sides)
+            return _looked_at_copy(path, sides)
     return found
 
 
-def _looked_at(path: str, how: str) -> set[tuple[str, str]]:
-    """Columns with their tables; empty if the file cannot be read, which opening it reports better."""
+def _looked_at(path: str, how: str) -> bool | None:
+    """None also if the file cannot be read, which opening it reports better."""
     try:
         with closing(sqlite3.connect(uri_of(path, how), uri=True)) as db:
-            return _columns(db)
+            return _is_of_sdk(db)
     except (sqlite3.Error, UnicodeError):  # a name in a damaged schema may not be UTF-8
-        return set()
+        return None
 
 
-def _looked_at_copy(path: str, sides: list[str]) -> set[tuple[str, str]]:
+def _looked_at_copy(path: str, sides: list[str]) -> bool | None:
     try:
         import shutil  # both take longer to import than a store to open
         import tempfile
@@ -90,4 +91,4 @@ def _looked_at_copy(path: str, sides: list[str]) -> set[tuple[str, str]]:
                 shutil.copyfile(file, f"{copy}{file.removeprefix(path)}")
             return _looked_at(copy, "mode=rw")
     except OSError:  # no room, no descriptor: the open fails in the same way
-        return set()
+        return None

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from kode_core.errors import CorruptRecordError, SchemaVersionError, StoreBusyError
+from kode_core.errors import CorruptRecordError, SchemaVersionError, StoreBusyError, StoreUnavailableError
 from kode_sqlite.errors import translated
 from kode_sqlite.looking import looking
 from kode_sqlite.schema import MIGRATIONS, Step
 
-__all__ = ["Terms", "migrate", "script", "sql", "version_of"]
+__all__ = ["Terms", "migrate", "script", "see_tables", "sql", "version_of"]
 
 log = logging.getLogger("kode_sqlite")
 
@@ -92,6 +94,23 @@ def _arrived(version: int) -> Step:
 def sql(since: int = 0, step: int | None = None) -> list[str]:
     """The statements that lead from version *since*, with *step* steps of its migration done, to this one."""
     return [statement for some in _steps(MigrationProgress(since, step)) for statement in some]
+
+
+@cache
+def _tables() -> frozenset[str]:
+    return frozenset(re.findall(r"^CREATE TABLE (?:IF NOT EXISTS )?(\w+)", "\n".join(sql()), re.MULTILINE))
+
+
+def see_tables(db: sqlite3.Connection, path: str) -> None:
+    """Raise StoreUnavailableError, with their names, if tables were dropped."""
+    found = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    missing = sorted(_tables() - found)
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise StoreUnavailableError(
+            f"{path}: {', '.join(missing)} {verb} missing, which this store has made: put back a backup; to begin anew,"
+            " drop the other tables that begin with kode_"
+        )
 
 
 def script(path: str) -> str:

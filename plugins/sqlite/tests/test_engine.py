@@ -233,6 +233,22 @@ async def test_a_damaged_database() -> None:
         await store.health_check()
 
 
+@pytest.mark.parametrize("path", ["a.db", ":memory:"])
+async def test_a_table_that_was_dropped(path: str) -> None:
+    """The health of an open store names it and says what to do, and so does the error of a call that needs it."""
+    async with SqliteStore(path) as store:
+        await store.save_turn("a", messages=samples.messages(2), info=samples.info("a"))
+        assert (await store.health_check()).healthy
+        await engine_of(store)._writer.run(lambda db: db.execute("DROP TABLE kode_messages"))
+        health = await store.health_check()
+        assert not health.healthy and health.database is not None
+        assert "kode_messages is missing, which this store has made: put back a" in str(health.database)
+        with pytest.raises(StoreUnavailableError, match="a table of kode is missing: put back a backup"):
+            await store.load_messages("a")
+        await engine_of(store)._writer.run(lambda db: db.execute("DROP TABLE kode_docs"))
+        assert "kode_docs, kode_messages are missing" in str(await store.health_check())
+
+
 async def test_a_database_that_may_not_be_written(unprivileged: Path) -> None:
     """A database without the right to write is told as such, and stays as it is."""
     path = str(unprivileged / "a.db")

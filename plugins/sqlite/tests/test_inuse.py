@@ -7,8 +7,11 @@ import os
 import threading
 from pathlib import Path
 
+import pytest
 from kode_conformance.values import samples
 from kode_sqlite import SqliteStore, inuse
+from kode_sqlite.connection import open_connection
+from kode_sqlite.options import SqliteOptions
 
 
 async def test_a_file_that_does_not_answer_holds_up_no_other(tmp_path: Path) -> None:
@@ -49,6 +52,22 @@ async def test_a_look_waits_for_who_opens_and_who_opens_for_a_look(tmp_path: Pat
     with inuse.unused(path) as is_unused:
         assert not is_unused
     inuse.note_closed(file)
+    with inuse.unused(path) as is_unused:
+        assert is_unused
+    assert os.path.realpath(path) not in inuse._FILES
+
+
+async def test_an_opening_that_is_given_up_leaves_nothing_open(tmp_path: Path) -> None:
+    """The connection that its thread makes later is closed, and no longer counts."""
+    path = str(tmp_path / "a.db")
+    await (await SqliteStore(path).open()).close()
+    with inuse.unused(path):
+        opening = asyncio.ensure_future(open_connection(SqliteOptions(db_path=path)))
+        await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await opening
     with inuse.unused(path) as is_unused:
         assert is_unused
     assert os.path.realpath(path) not in inuse._FILES

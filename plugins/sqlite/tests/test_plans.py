@@ -13,8 +13,18 @@ from kode_sqlite import groups, migrations, overview, queries, reads
 from kode_sqlite.ways import Merged, chosen
 from msgspec.structs import replace
 
+from kode_core.authoring.matching import is_wanted
 from kode_core.batch import EventRange, Found
-from kode_core.query import Grouping, RowQuery, SessionQuery, message_query, session_query, tool_call_query, values_of
+from kode_core.query import (
+    Grouping,
+    RowQuery,
+    SessionQuery,
+    Within,
+    message_query,
+    session_query,
+    tool_call_query,
+    values_of,
+)
 from plugins.sqlite.tests import large
 from plugins.sqlite.tests.plans import counted, plan
 
@@ -88,6 +98,12 @@ NONE: Final = [f"none-{n}" for n in range(100)]
         ({"agent_id": [large.name(n) for n in range(5000, 5100)]}, "PRIMARY KEY", A_PAGE),
         ({"agent_id": large.BUSY}, "PRIMARY KEY", A_PAGE),
         ({"agent_id": large.BUSY, "user_id": "u-7", "template_id": "template-2"}, "PRIMARY KEY", A_PAGE),
+        ({"agent_id": Within("agt-0051")}, "PRIMARY KEY", A_CHOICE),
+        ({"agent_id": Within("agt-00510"), "sort_by": "updated_at"}, "PRIMARY KEY", A_CHOICE),
+        ({"agent_id": Within("agt-0051"), "template_id": "template-1"}, "kode_agents", A_CHOICE),
+        ({"agent_id": Within("agt-00510")}, "PRIMARY KEY", A_CHOICE),
+        ({"agent_id": Within("agt-")}, "kode_agents_created", A_CHOICE),
+        ({"agent_id": Within("zzz")}, "PRIMARY KEY", A_CHOICE),
     ],
     ids=str,
 )
@@ -125,7 +141,7 @@ def _all_sessions(db: sqlite3.Connection, query: SessionQuery) -> list[tuple[str
             updated,
         )
         for agent_id, template, created, updated, count in rows
-        if (query.agent_id is None or agent_id in values_of(query.agent_id))
+        if is_wanted(agent_id, query.agent_id)
         and (query.template_id is None or template in values_of(query.template_id))
         and all(agent_id in ids for ids in has)
         and created in query.created

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,6 +26,8 @@ from kode_inspector.rendering import inspector_of, render
 from kode_inspector.text import link, preview, short
 
 __all__ = ["calls", "messages", "now", "sessions", "templates"]
+
+T = TypeVar("T")
 
 _RECENT_MS: Final = 5 * 60_000
 _KEPT_MS: Final = 2_000
@@ -112,16 +114,21 @@ async def templates(request: Request) -> Response:
     return render(request, "_options.html", names=[name for name, _ in names.most_common(100)])
 
 
+async def _page(form: Form, query: Callable[..., Awaitable[Page[T]]], size: int) -> Page[T]:
+    """A page of a query; empty if the form has errors, or the store finds one."""
+    if not form.errors:
+        try:
+            return await query(limit=size, **form.filters)
+        except InvalidArgumentError as exc:
+            form.errors["form"] = str(exc)
+    return Page()
+
+
 async def calls(request: Request) -> Response:
     """Tool calls of all agents, with filters and pages."""
     inspector = inspector_of(request)
     form = call_form(request.query_params)
-    page: Page[Any] = Page()
-    if not form.errors:
-        try:
-            page = await inspector.store.query_tool_calls(limit=inspector.page_size, **form.filters)
-        except InvalidArgumentError as exc:
-            form.errors["form"] = str(exc)
+    page = await _page(form, inspector.store.query_tool_calls, inspector.page_size)
     following = page.next_cursor and link("/calls", **form.link_values(), cursor=page.next_cursor)
     return render(
         request,
@@ -140,11 +147,8 @@ async def messages(request: Request) -> Response:
     inspector = inspector_of(request)
     form = message_form(request.query_params)
     page: Page[Any] = Page()
-    if form["q"] and not form.errors and inspector.searches_text:
-        try:
-            page = await inspector.store.query_messages(limit=inspector.page_size, **form.filters)
-        except InvalidArgumentError as exc:
-            form.errors["form"] = str(exc)
+    if form["q"] and inspector.searches_text:
+        page = await _page(form, inspector.store.query_messages, inspector.page_size)
     # a page without a match may have a cursor: the store bounds the search of one call
     following = page.next_cursor and link("/search", **form.link_values(), cursor=page.next_cursor)
     return render(
