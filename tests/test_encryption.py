@@ -29,6 +29,7 @@ from kode_core import (
     Message,
     RecoveredFile,
     Snapshot,
+    StoreBusyError,
     StoreUnavailableError,
     Timeline,
     TodoItem,
@@ -43,6 +44,7 @@ from kode_core.layers.bodies import BodyLayer
 from kode_core.layers.compression import compressed
 from kode_core.layers.encryption import KeyRing, encrypted, new_key
 from kode_core.rekeying import rekey
+from kode_core.sync import open_store
 from tests.encrypted_harnesses import ENCRYPTED
 
 OLD, NEW = b"o" * 32, b"n" * 32
@@ -599,6 +601,45 @@ async def test_two_rekeys_while_twenty_write(tmp_path: Path) -> None:
             assert (len(texts), set(texts[150:])) == (170, wanted)
             assert len([event async for event in store.read_events(f"a{agent}")]) == 50
         assert (await store.check_consistency()).issues == ()
+
+
+def forking(ring: Any, url: str, times: int) -> Any:
+    """A callback that has another store append a message to z and fork it, after the first agent of each pass."""
+    made: list[str] = []
+
+    def call(number: int, _: None) -> None:
+        if number == 1 and len(made) < times:
+            with open_store(url, layers=[encrypted(ring)]) as other:
+                other.append_messages("z", [Message.user("more")])
+                made.extend(other.batch_fork("z", 1))
+
+    return call
+
+
+@pytest.mark.parametrize("backend", ["sqlite:///a.db", "json:///a"])
+async def test_a_fork_of_others_is_not_passed_over(backend: str) -> None:
+    """Its rows are as its parent's were stored, and its id comes before those that are still to do."""
+    async with opened(backend, {"old": OLD}) as store:
+        for agent in ("y", "z"):
+            await store.save_turn(agent, append=[Message.user(agent)], info=AgentInfo(agent_id=agent, template_id="t"))
+    ring: Any = {"new": NEW, "old": OLD}
+    async with opened(backend, ring) as store:
+        result = await rekey(store, progress=forking(ring, backend, 1))
+        assert (result.agents, result.records, result.left) == (3, 5, {})
+    async with opened(backend, {"new": NEW}) as store:
+        texts = {one: [m.text for m in await store.load_messages(one)] for one in await store.list()}
+        assert list(texts.values()) == [["z", "more"], ["y"], ["z", "more"]]
+
+
+async def test_a_rekey_ends_though_others_write_under_the_old_key() -> None:
+    """The error says what they lack."""
+    late: Any = {"old": OLD, "new": NEW}
+    async with opened("sqlite:///a.db", late) as store:
+        await store.save_turn("z", append=[Message.user("z")], info=AgentInfo(agent_id="z", template_id="t"))
+    async with opened("sqlite:///a.db", {"new": NEW, "old": OLD}) as store:
+        with pytest.raises(StoreBusyError, match="give all programs the first key"):
+            await rekey(store, progress=forking(late, "sqlite:///a.db", 1_000))
+        assert [m.text for m in await store.load_messages("z")] == ["z", *["more"] * 10]
 
 
 async def test_what_cannot_be_read_is_left_and_named(tmp_path: Path) -> None:
