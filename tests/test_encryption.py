@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 import re
+import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -399,6 +400,23 @@ def test_a_file_of_keys_is_its_owners(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigurationError, match="has no key"):
         KeyRing.from_file(path)
+
+
+@pytest.mark.parametrize("option", ["encryption_key_file", "encryption_key_variable"])
+@pytest.mark.parametrize("form", ["{}", "k:{}", "k:{:.30}", "keys/{}", "{}, b:{}"])
+async def test_a_key_in_the_place_of_its_name_is_not_shown(option: str, form: str) -> None:
+    """OPS-12: somebody gave the key itself, or a part of it, where the name of a file or a variable is asked for."""
+    for key in (new_key(), "A" * 43 + "=", secrets.token_hex(32)):
+        with pytest.raises(ConfigurationError, match="keys of encryption") as caught:
+            await create_extended_store({"type": "memory", option: form.format(key, key)})
+        assert key[:12] not in str(caught.value), caught.value
+
+
+async def test_a_home_that_is_not_there() -> None:
+    with pytest.raises(
+        ConfigurationError, match="with keys of encryption begins with ~ and a name, and there is no ho"
+    ):
+        await create_extended_store("memory:?encryption_key_file=~nobody-has-this-name/keys")
 
 
 async def test_options_of_a_store_name_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
