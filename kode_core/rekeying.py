@@ -112,7 +112,10 @@ async def _warn_of_texts(engine: Engine) -> None:
 
 
 class _Rekey:
-    """One pass over all agents, and its counts. *engine* is the outermost one, which reads and writes records as the store does."""
+    """One pass over all agents, and its counts.
+
+    *engine* is the outermost one, which reads and writes records as the store does.
+    """
 
     def __init__(self, engine: Engine, layer: Encryption, *, is_dry: bool, is_first: bool) -> None:
         self._engine = engine

@@ -35,7 +35,18 @@ from kode_core.model import (
 )
 from kode_core.pace import Pace
 
-__all__ = ["DOCUMENT", "NOT_REST", "PARTS", "REST", "Fingerprint", "Part", "Tally", "agent_lines", "begin_line", "fingerprint"]
+__all__ = [
+    "DOCUMENT",
+    "NOT_REST",
+    "PARTS",
+    "REST",
+    "Fingerprint",
+    "Part",
+    "Tally",
+    "agent_lines",
+    "begin_line",
+    "fingerprint",
+]
 
 DOCUMENT: Final = "document"
 REST: Final = "rest"

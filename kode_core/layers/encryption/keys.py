@@ -9,7 +9,6 @@ import secrets
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from inspect import isawaitable
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from kode_core.authoring.paths import local_path
