@@ -52,6 +52,7 @@ log = logging.getLogger("kode_core")
 _PAGE: Final = 100
 _AGENTS: Final = 200
 _ATTEMPTS: Final = 50
+_PASSES: Final = 10
 _NAMED: Final = 100
 _OWN_NOTE: Final = "encryption"
 
@@ -67,12 +68,12 @@ async def rekey(store: ExtendedStore, *, dry_run: bool = False, progress: Progre
     Args:
         store: an open store with the layer of encryption.
         dry_run: only count the records that are under other keys, or plain.
-        progress: called after each agent with the number of agents so far, and None.
+        progress: called after each agent with the number of agents so far in this pass, and None.
 
     Raises:
         ConfigurationError: the store is not encrypted.
         UnsupportedError: the store is the view of a tenant.
-        StoreBusyError: others kept changing an agent; the records that are done stay so.
+        StoreBusyError: others kept changing an agent, or writing under other keys; the records that are done stay so.
     """
     checked_flag(dry_run, "dry_run")
     told = checked_progress(progress)
@@ -85,16 +86,19 @@ async def rekey(store: ExtendedStore, *, dry_run: bool = False, progress: Progre
     if layer is None:
         raise ConfigurationError("this store is not encrypted: open it with its keys to put it under another one")
     await _warn_of_texts(engine)
-    work, after, agents = _Rekey(engine, layer, is_dry=dry_run), None, 0
     if not dry_run:
         await layer.rewrap()
-    while found := await engine.stored_ids(after, _AGENTS):
-        for agent_id in found:
-            await work.agent(agent_id)
-            agents += 1
-            told(agents, None)
-        after = found[-1]
-    return work.result(agents)
+    records = plain = 0
+    for number in range(_PASSES):
+        work = _Rekey(engine, layer, is_dry=dry_run, is_first=number == 0)
+        found = await work.all_agents(told)
+        records, plain = records + found.records, plain + found.plain
+        if dry_run or not found.records:
+            return replace(found, records=records, plain=plain)
+    raise StoreBusyError(
+        f"others kept writing records under other keys, in {_PASSES} passes over all agents: give all programs the"
+        " first key, in front of the others, and begin again"
+    )
 
 
 async def _warn_of_texts(engine: Engine) -> None:
@@ -108,19 +112,30 @@ async def _warn_of_texts(engine: Engine) -> None:
 
 
 class _Rekey:
-    """The work, and its counts. *engine* is the outermost one, which reads and writes records as the store does."""
+    """One pass over all agents, and its counts.
 
-    def __init__(self, engine: Engine, layer: Encryption, *, is_dry: bool) -> None:
+    *engine* is the outermost one, which reads and writes records as the store does.
+    """
+
+    def __init__(self, engine: Engine, layer: Encryption, *, is_dry: bool, is_first: bool) -> None:
         self._engine = engine
         self._layer = layer
         self._raw = layer.inner
         self._is_dry = is_dry
+        self._is_first = is_first
         self._records = self._plain = 0
         self._left: Counter[str] = Counter()
         self._unreadable: list[str] = []
 
-    def result(self, agents: int) -> RekeyResult:
-        """The counts."""
+    async def all_agents(self, told: Progress) -> RekeyResult:
+        """Put all agents under the key, and count."""
+        after, agents = None, 0
+        while found := await self._engine.stored_ids(after, _AGENTS):
+            for agent_id in found:
+                await self._agent(agent_id)
+                agents += 1
+                told(agents, None)
+            after = found[-1]
         return RekeyResult(
             agents=agents,
             records=self._records,
@@ -129,8 +144,8 @@ class _Rekey:
             unreadable=tuple(self._unreadable),
         )
 
-    async def agent(self, agent_id: str) -> None:
-        """Put one agent under the key."""
+    async def _agent(self, agent_id: str) -> None:
+        before = self._records
         await self._info(agent_id)
         for kind in ListKind:
             await self._list(agent_id, kind)
@@ -141,7 +156,8 @@ class _Rekey:
             async for doc in self._documents(agent_id):
                 await self._doc(agent_id, DocKind.DOCUMENTS, doc)
         await self._events(agent_id)
-        if not self._is_dry and rewrites_events(self._engine):
+        may_have_old = self._is_first or self._records > before
+        if may_have_old and not self._is_dry and rewrites_events(self._engine):
             await rewrite_events(self._engine, agent_id, ())  # replaced texts are removed, also after a crash
 
     def _note(self, key_id: str, number: int = 1) -> None:

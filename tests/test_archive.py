@@ -204,6 +204,8 @@ def sealed(*lines: dict[str, Any]) -> bytes:
 
 
 A = {"kind": "agent", "agentId": "a", "updatedAt": 1}
+INFO = {"kind": "info", "agentId": "a", "position": 0, "body": {"agentId": "a", "templateId": "t", "createdAt": 1}}
+REST = {"kind": "rest", "agentId": "a", "position": 0, "body": {"messageKeys": {"key": 0}}}
 MESSAGE = {"kind": "message", "agentId": "a", "position": 0, "createdAt": 1, "body": {"role": "user", "content": []}}
 
 
@@ -222,6 +224,11 @@ MESSAGE = {"kind": "message", "agentId": "a", "position": 0, "createdAt": 1, "bo
             {"kind": "rest", "agentId": "a", "position": 0, "body": {"novel": 1}},
             "novel, which this version does not know",
         ),
+        ({"kind": "rest", "agentId": "a", "position": 0, "body": [["messageKeys", {}]]}, "no JSON object"),
+        (
+            {"kind": "rest", "agentId": "a", "position": 0, "body": {"agentId": "b", "toolCalls": []}},
+            "the rest has agentId, toolCalls, which the agent's other lines have",
+        ),
     ],
 )
 async def test_lines_that_are_wrong_in_themselves(line: dict[str, Any], says: str) -> None:
@@ -229,6 +236,22 @@ async def test_lines_that_are_wrong_in_themselves(line: dict[str, Any], says: st
     found, there = await imported(sealed(A, line))
     assert isinstance(found, ArchiveError) and says in str(found), found
     assert found.line in (3, 4) and there == {}
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ((REST, {**MESSAGE, "position": 0}), "a message comes after a rest, and not in its place"),
+        ((MESSAGE, INFO), "a info comes after a message, and not in its place"),
+        ((INFO, {**INFO, "position": 1}), "the second info of the agent"),
+        ((REST, {**REST, "position": 1}), "the second rest of the agent"),
+    ],
+)
+async def test_lines_in_a_wrong_place(lines: tuple[dict[str, Any], ...], says: str) -> None:
+    """Each is an error that names the line, also if somebody wrote right digests for them."""
+    found, there = await imported(sealed(A, *lines))
+    assert isinstance(found, ArchiveError) and says in str(found), found
+    assert found.line == 4 and there == {}
 
 
 async def test_values_that_a_store_refuses_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import signal
@@ -220,3 +221,23 @@ async def test_a_signal_ends_the_pause_of_a_live_copy() -> None:
     process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(process.wait(), 120) == 0
     assert await of("sqlite:///new.db") == await of("sqlite:///old.db")
+
+
+_LIMITED = """
+import resource, sys
+from kode_core.cli import main
+
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+sys.argv = ["kode", "import", "many.json.gz", "--dry-run"]
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps this limit")
+def test_a_file_that_takes_more_memory_than_there_is() -> None:
+    """A small file may unfold to millions of conversations: the command ends with one line and without a traceback."""
+    with gzip.open("many.json.gz", "wb", compresslevel=1) as file:
+        file.write(b"[" + b"0," * 20_000_000 + b"0]")
+    done = subprocess.run([sys.executable, "-c", _LIMITED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: there is not enough memory") and done.stderr.count("\n") == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +410,22 @@ def test_options_of_a_backend_that_nothing_chooses() -> None:
         resolve(environ={"KODE_POSTGRES_PASSWOR": "pw"})
     assert resolve(environ={"KODE_POSTGRES_IMAGE": "postgres:17"}).backend.name == "sqlite"
     assert resolve(environ={"KODE_STORE_TYPE": "sqlite", "KODE_POSTGRES_HOST": "db"}).backend.name == "sqlite"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Path.mkdir, lambda path: path.symlink_to("gone/kode.toml"), lambda path: path.symlink_to("kode.toml")],
+    ids=["folder", "broken", "loop"],
+)
+def test_a_kode_toml_that_is_no_file(make: Callable[[Path], None], tmp_path: Path, monkeypatch: Any) -> None:
+    """It is not passed over, also in a folder above: the default store would be opened in its place."""
+    make(tmp_path / "kode.toml")
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    for target in (None, "notes"):
+        with pytest.raises(ConfigurationError, match="kode.toml is a link that leads nowhere, or no file"):
+            resolve(target)
+    assert resolve("memory:").backend.name == "memory"
 
 
 def test_kode_toml_without_a_default(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 import re
+import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -29,6 +30,7 @@ from kode_core import (
     Message,
     RecoveredFile,
     Snapshot,
+    StoreBusyError,
     StoreUnavailableError,
     Timeline,
     TodoItem,
@@ -43,6 +45,7 @@ from kode_core.layers.bodies import BodyLayer
 from kode_core.layers.compression import compressed
 from kode_core.layers.encryption import KeyRing, encrypted, new_key
 from kode_core.rekeying import rekey
+from kode_core.sync import open_store
 from tests.encrypted_harnesses import ENCRYPTED
 
 OLD, NEW = b"o" * 32, b"n" * 32
@@ -399,6 +402,23 @@ def test_a_file_of_keys_is_its_owners(tmp_path: Path) -> None:
         KeyRing.from_file(path)
 
 
+@pytest.mark.parametrize("option", ["encryption_key_file", "encryption_key_variable"])
+@pytest.mark.parametrize("form", ["{}", "k:{}", "k:{:.30}", "keys/{}", "{}, b:{}"])
+async def test_a_key_in_the_place_of_its_name_is_not_shown(option: str, form: str) -> None:
+    """OPS-12: somebody gave the key itself, or a part of it, where the name of a file or a variable is asked for."""
+    for key in (new_key(), "A" * 43 + "=", secrets.token_hex(32)):
+        with pytest.raises(ConfigurationError, match="keys of encryption") as caught:
+            await create_extended_store({"type": "memory", option: form.format(key, key)})
+        assert key[:12] not in str(caught.value), caught.value
+
+
+async def test_a_home_that_is_not_there() -> None:
+    with pytest.raises(
+        ConfigurationError, match="with keys of encryption begins with ~ and a name, and there is no ho"
+    ):
+        await create_extended_store("memory:?encryption_key_file=~nobody-has-this-name/keys")
+
+
 async def test_options_of_a_store_name_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a URL, in kode.toml relative to it, and as a variable; what makes no sense is refused."""
     key = new_key()
@@ -599,6 +619,45 @@ async def test_two_rekeys_while_twenty_write(tmp_path: Path) -> None:
             assert (len(texts), set(texts[150:])) == (170, wanted)
             assert len([event async for event in store.read_events(f"a{agent}")]) == 50
         assert (await store.check_consistency()).issues == ()
+
+
+def forking(ring: Any, url: str, times: int) -> Any:
+    """A callback that has another store append a message to z and fork it, after the first agent of each pass."""
+    made: list[str] = []
+
+    def call(number: int, _: None) -> None:
+        if number == 1 and len(made) < times:
+            with open_store(url, layers=[encrypted(ring)]) as other:
+                other.append_messages("z", [Message.user("more")])
+                made.extend(other.batch_fork("z", 1))
+
+    return call
+
+
+@pytest.mark.parametrize("backend", ["sqlite:///a.db", "json:///a"])
+async def test_a_fork_of_others_is_not_passed_over(backend: str) -> None:
+    """Its rows are as its parent's were stored, and its id comes before those that are still to do."""
+    async with opened(backend, {"old": OLD}) as store:
+        for agent in ("y", "z"):
+            await store.save_turn(agent, append=[Message.user(agent)], info=AgentInfo(agent_id=agent, template_id="t"))
+    ring: Any = {"new": NEW, "old": OLD}
+    async with opened(backend, ring) as store:
+        result = await rekey(store, progress=forking(ring, backend, 1))
+        assert (result.agents, result.records, result.left) == (3, 5, {})
+    async with opened(backend, {"new": NEW}) as store:
+        texts = {one: [m.text for m in await store.load_messages(one)] for one in await store.list()}
+        assert list(texts.values()) == [["z", "more"], ["y"], ["z", "more"]]
+
+
+async def test_a_rekey_ends_though_others_write_under_the_old_key() -> None:
+    """The error says what they lack."""
+    late: Any = {"old": OLD, "new": NEW}
+    async with opened("sqlite:///a.db", late) as store:
+        await store.save_turn("z", append=[Message.user("z")], info=AgentInfo(agent_id="z", template_id="t"))
+    async with opened("sqlite:///a.db", {"new": NEW, "old": OLD}) as store:
+        with pytest.raises(StoreBusyError, match="give all programs the first key"):
+            await rekey(store, progress=forking(late, "sqlite:///a.db", 1_000))
+        assert [m.text for m in await store.load_messages("z")] == ["z", *["more"] * 10]
 
 
 async def test_what_cannot_be_read_is_left_and_named(tmp_path: Path) -> None:

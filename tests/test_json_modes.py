@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 from kode_conformance.values import samples
 
-from kode_core import ConfigurationError, Message, StoreReadOnlyError, TodoSnapshot, create_extended_store
+from kode_core import (
+    ConfigurationError,
+    Message,
+    StoreReadOnlyError,
+    StoreUnavailableError,
+    TodoSnapshot,
+    create_extended_store,
+)
 from kode_core.authoring.modes import create_folders
 from kode_core.backends.json_files.journal import COMPACT_FROM
 from kode_core.direct import JsonStore
@@ -128,6 +135,19 @@ def test_folders_that_cannot_all_be_made() -> None:
     assert os.listdir() == []
     assert create_folders(Path("one/two")) == [Path("one"), Path("one/two")]
     assert create_folders(Path("one/two")) == []
+
+
+@pytest.mark.parametrize(
+    "url", ["json:///{}", "json:///{}/store", "sqlite:///{}/a.db", "sqlite:///a.db?file_store_base_dir={}"]
+)
+@pytest.mark.parametrize("name", ["file", "link"])
+async def test_something_else_where_a_folder_should_be(url: str, name: str, tmp_path: Path) -> None:
+    """The error names it, and says what to do; it stays as it is."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(StoreUnavailableError, match=f"{name} is no folder; move it away, or give another path"):
+        await create_extended_store(url.format(name))
+    assert (tmp_path / "file").read_text() == "mine" and os.readlink("link") == "nowhere"
 
 
 async def test_no_folder_that_is_made_can_vanish_with_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

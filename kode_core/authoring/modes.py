@@ -60,6 +60,9 @@ def create_folders(folder: Path, mode: int = PRIVATE, *, like: Path | None = Non
 
     Users who may read files of this *mode* may enter them. They get the owner of the folder *like*. Their names are
     synced, so that no file in them is lost with a folder above it.
+
+    Raises:
+        NotADirectoryError: there is something else in the place of a folder; the error's text says what to do.
     """
     created: list[Path] = []
     try:
@@ -69,7 +72,8 @@ def create_folders(folder: Path, mode: int = PRIVATE, *, like: Path | None = Non
                 each.mkdir(0o700)
             except FileExistsError:
                 if not each.is_dir():
-                    raise
+                    what = f"{each.absolute()} is no folder; move it away, or give another path"
+                    raise NotADirectoryError(errno.ENOTDIR, what) from None
                 continue  # another process was faster
             created.append(each)
             _open_up(each, 0o700 | mode | (mode & 0o044) >> 2, like)

@@ -201,4 +201,9 @@ def run() -> int:
         give_up_output()
         fail(f"the output cannot be written: {exc.strerror or exc}")
         return 2
+    except MemoryError:
+        if os.environ.get("KODE_DEBUG"):
+            raise
+        fail("there is not enough memory: a file, or one agent or record, is too large for this computer")
+        return 2
     return 0

@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import fields, replace
 
 from kode_core.codec import to_dict
 from kode_core.errors import InvalidValueError
@@ -35,7 +35,18 @@ from kode_core.model import (
 )
 from kode_core.pace import Pace
 
-__all__ = ["DOCUMENT", "PARTS", "REST", "Fingerprint", "Part", "Tally", "agent_lines", "begin_line", "fingerprint"]
+__all__ = [
+    "DOCUMENT",
+    "NOT_REST",
+    "PARTS",
+    "REST",
+    "Fingerprint",
+    "Part",
+    "Tally",
+    "agent_lines",
+    "begin_line",
+    "fingerprint",
+]
 
 DOCUMENT: Final = "document"
 REST: Final = "rest"
@@ -67,6 +78,8 @@ PARTS: Final = (
 )
 """In the order of their lines."""
 _NOT_REST: Final = {"agent_id", "updated_at", "message_times", "event_offsets", *(part.field for part in PARTS)}
+NOT_REST: Final = {field.encode_name for field in fields(AgentRecords) if field.name in _NOT_REST}
+"""The same fields as JSON names them."""
 _STAND_ALONE: Final = {"todos", "historyWindow", "compressionRecord", "recoveredFile", "media", "snapshot"}
 
 

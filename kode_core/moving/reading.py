@@ -17,13 +17,16 @@ from kode_core.large import decode_in_slices
 from kode_core.model import AgentRecords, Document
 from kode_core.moving.exporting import FORMAT
 from kode_core.moving.files import LINE_COST, MAX_AGENT, Lines
-from kode_core.moving.lines import DOCUMENT, PARTS, REST, Fingerprint, Part, Tally
+from kode_core.moving.lines import DOCUMENT, NOT_REST, PARTS, REST, Fingerprint, Part, Tally
 from kode_core.moving.outcomes import MovedAgent
 from kode_core.pace import Pace
 
 __all__ = ["Archive", "Unpacked"]
 
 _PARTS: Final = {part.kind: (place, part) for place, part in enumerate(PARTS)}
+_KINDS: Final = (*_PARTS, REST)
+"""The kinds of lines of records, in their order."""
+_ONCE: Final = {REST, *(part.kind for part in PARTS if not part.is_list)}
 
 
 class Unpacked(msgspec.Struct, frozen=True):
@@ -199,6 +202,20 @@ class Archive:
             raise ArchiveError(number + 1, "there is more after the trailer, which ends an archive")
 
 
+def _rest_from(line: _Line, number: int) -> dict[str, Any]:
+    """The fields that have no lines of their own."""
+    try:
+        rest = decode_json(bytes(line.body).decode())
+    except (ValueError, RecursionError):
+        rest = None
+    if type(rest) is not dict:
+        raise ArchiveError(number, "the body is no JSON object")
+    if not NOT_REST.isdisjoint(rest):
+        names = ", ".join(sorted(NOT_REST.intersection(rest)))
+        raise ArchiveError(number, f"the {REST} has {names}, which the agent's other lines have")
+    return rest
+
+
 class _Agent:
     """An agent while its lines are read."""
 
@@ -225,18 +242,17 @@ class _Agent:
         self._tally.add(line.kind, raw)
 
     async def _take(self, line: _Line, number: int) -> None:
+        if line.kind in _ONCE and line.position:
+            raise ArchiveError(number, f"it is the second {line.kind} of the agent, which has one at most")
         if line.kind == REST:
             self._place = len(PARTS)
-            try:
-                self._rest = dict(decode_json(bytes(line.body).decode()))
-            except (TypeError, ValueError, RecursionError):
-                raise ArchiveError(number, "the body is no JSON object") from None
+            self._rest = _rest_from(line, number)
             return
         place, part = _PARTS.get(line.kind, (-1, None))
         if part is None:
             raise ArchiveError(number, f"the kind {line.kind!r:.40} is not known")
         if place < self._place:
-            raise ArchiveError(number, f"a {line.kind} comes after a {PARTS[self._place].kind}, and not in its place")
+            raise ArchiveError(number, f"a {line.kind} comes after a {_KINDS[self._place]}, and not in its place")
         self._place = place
         record = await self._record(line, part, number)
         if not part.is_list:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -71,8 +72,11 @@ def _config_file(environ: Mapping[str, str]) -> Path | None:
         return path
     here = working_folder()
     for folder in (here, *here.parents):
-        if _is_file(folder / "kode.toml"):
-            return folder / "kode.toml"
+        own = folder / "kode.toml"
+        if _is_file(own):
+            return own
+        if os.path.lexists(own):  # a link to a file that is gone: no other store is opened in its place
+            raise ConfigurationError(f"{own} is a link that leads nowhere, or no file; mend it, or move it away")
         project = folder / "pyproject.toml"
         if _is_file(project) and _remembered(_has_our_table, project):
             return project

@@ -9,9 +9,9 @@ import secrets
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from inspect import isawaitable
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from kode_core.authoring.paths import local_path
 from kode_core.errors import ConfigurationError, KodeError
 
 __all__ = ["KeyRing", "Keys", "new_key", "ring_of"]
@@ -19,6 +19,9 @@ __all__ = ["KeyRing", "Keys", "new_key", "ring_of"]
 KEY_BYTES: Final = 32
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MOST_TEXT: Final = 1 << 20
+_LIKE_A_KEY: Final = re.compile(r"[A-Za-z0-9+/_-]{40,43}=|[0-9A-Fa-f]{64}|[A-Za-z0-9._-]+:[A-Za-z0-9+/_-]{16,}=*\Z")
+"""A key in base64 or hexadecimal, or an id with a part of one: errors quote no name that is perhaps a key."""
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _FORM: Final = "each key is ID:BASE64 with 32 bytes in base64, one a line, and the first of them writes"
 
 
@@ -97,7 +100,8 @@ class KeyRing:
         """The keys of an environment variable, in the form of :meth:`from_text`."""
         text = os.environ.get(name)
         if text is None:
-            raise ConfigurationError(f"the environment variable {name} is not set; it has the keys of encryption")
+            shown = name if _VARIABLE.fullmatch(name) else "that was named"
+            raise ConfigurationError(f"the environment variable {shown} is not set; it has the keys of encryption")
         return cls.from_text(text, f"the environment variable {name}")
 
     @classmethod
@@ -107,7 +111,7 @@ class KeyRing:
         Raises:
             ConfigurationError: the file cannot be read, has another form, or others than its owner can read it.
         """
-        place = Path(path).expanduser()
+        place = local_path(path, "the file with keys of encryption")
         try:
             with place.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -122,7 +126,9 @@ class KeyRing:
         except UnicodeDecodeError:
             text = ""
         except OSError as exc:
-            raise ConfigurationError(f"the keys of encryption cannot be read from {place}: {exc.strerror}") from None
+            is_key = _LIKE_A_KEY.search(str(place).removeprefix(place.drive))
+            shown = "a file whose name looks like a key itself" if is_key else place
+            raise ConfigurationError(f"the keys of encryption cannot be read from {shown}: {exc.strerror}") from None
         return cls.from_text(text, str(place))
 
 
