@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
@@ -127,6 +127,61 @@ async def _refused(ctx: Context, store: Store, wrong: Any) -> None:
 async def _item(ctx: Context, stream: Any) -> Any:
     async with ctx.within():
         return await anext(stream)
+
+
+_FILTERS: Final[Sequence[Mapping[str, Any]]] = (
+    {"channel": "monitor"},
+    {"since": Bookmark(10**6, 0)},
+    {"channel": "progress", "since": Bookmark(10**6, 0)},
+    {"after_offset": 2**62},
+)
+"""Filters that leave out all events of ``_busy``."""
+
+
+@check("EVT-9", under=(_D.COMPANY, _D.INSTANCES, _D.CHANGES))
+async def heartbeats_come_next_to_the_events_of_others(ctx: Context) -> None:
+    """A follower of a channel, since a seq or after an offset gets heartbeats while events come all the time that it
+    did not ask for, appended by either instance; another one goes on from their offsets, with the next event that is
+    asked for.
+    """
+    other, done = await ctx.another(), asyncio.Event()
+    await ctx.store.append_events("a", samples.events(3))
+    busy = asyncio.ensure_future(_busy((ctx.store, other), done))
+    cases = [(store, filters) for store in (ctx.store, other) for filters in _FILTERS]
+    try:
+        beats = await asyncio.gather(*(_beats(ctx, store, filters) for store, filters in cases))
+    finally:
+        done.set()
+        await busy
+    one, two = await ctx.store.append_events("a", [samples.event(7, "monitor"), samples.event(10**6 + 1)])
+    for (store, filters), beat in zip(cases, beats, strict=True):
+        if "after_offset" in filters:  # of which no event will ever come
+            continue
+        who = f"a follower of {filters} behind the offset {beat} of a heartbeat"
+        async with aclosing(store.follow_events("a", after_offset=beat, **filters)) as stream:
+            found = await next_event(ctx, stream, who, 0)
+        ctx.equal(found.offset, two if "since" in filters else one, f"the first event of {who}")
+
+
+async def _busy(stores: Sequence[Store], done: asyncio.Event) -> None:
+    """Append events of one channel with low seqs until all is done."""
+    number = 0
+    while not done.is_set():
+        await stores[number % len(stores)].append_event("a", samples.event(10 + number))
+        number += 1
+        await asyncio.sleep(0.02)
+
+
+async def _beats(ctx: Context, store: Store, filters: Mapping[str, Any]) -> int:
+    """The offset of the second heartbeat of a follower to which nothing comes that it asked for."""
+    async with aclosing(store.follow_events("a", heartbeat_ms=200, **filters)) as stream:
+        for _ in range(2):
+            try:
+                item = await _item(ctx, stream)
+            except TimeoutError:
+                raise Violation(f"a follower of {filters} got no heartbeat next to events of others") from None
+            ctx.true(isinstance(item, Heartbeat), f"a follower of {filters} got {item!r:.150}")
+    return int(item.offset)
 
 
 @check("EVT-9", "EVT-7", under=(_D.INTERRUPTIONS, _D.COMPANY, _D.INSTANCES, _D.ITEMS))
