@@ -206,7 +206,7 @@ async def logs_go_on_after_every_prune(ctx: Context) -> None:
     cases = list(itertools.product((0, 3, 5), _APPENDS.items(), (0, 1)))  # each second one has the other instance prune
     if ctx.settings.tier is Tier.QUICK:
         cases = [cases[i + i // 2 % 2] for i in range(0, len(cases), 2)]
-    for number, (highest, (method, append), pruner) in enumerate(cases):
+    for number, (highest, (method, append), pruner) in enumerate(in_time(ctx, cases)):
         agent, (arguments, gone) = f"a{number}", _PRUNES[number // 2 % 2]
         entries = [samples.event(900 if i == highest else 10 + i, n=i) for i in range(6)]
         offsets = [await append(ctx.store, agent, entry) for entry in entries]
