@@ -71,8 +71,8 @@ _UNMARKED: Final = ("channel", "collection", "key")
 )
 async def contents_are_told_to_nobody(ctx: Context) -> None:
     """No content of a record, of any kind and field, stored or refused, is in an error, a log, a repr, a report of
-    health or metrics, or an issue: not when values are refused, leases are lost, versions have changed, a record or an
-    agent is there or is not, records are damaged or the store is closed.
+    health or metrics, or an issue: not when values are refused, leases are lost, versions have changed, an agent exists
+    or is missing, records are damaged or the store is closed.
     """
     ears = Ears()
     with overheard([CORE, *ctx.harness.code_of(ctx.store)]) as logged:
@@ -123,7 +123,7 @@ async def _refused(ctx: Context, ears: Ears, store: ExtendedStore) -> None:
 
 
 async def _denied(ctx: Context, ears: Ears, store: ExtendedStore) -> None:
-    """Collect the errors of sound writes that are refused for what is stored, or is not."""
+    """Collect the errors of sound writes that the state of the store refuses."""
     writes = marked_writes()
     stale = await store.load_version("a")
     await store.append_messages("a", marked(samples.messages(1)))
@@ -157,7 +157,7 @@ async def _emit_last(store: ExtendedStore) -> None:
 
 
 async def _conflicts(store: ExtendedStore) -> dict[str, Callable[[], Awaitable[object]]]:
-    """Writes of a document that demand a version which it has no more, or demand that it, or none, is there."""
+    """Writes of documents whose demands for a version fail."""
     old = await store.put_document("a", "c", "told", marked({"first": ["x"]}))
     await store.put_document("a", "c", "told", marked({"second": "y"}))
     calls: dict[str, Callable[[], Awaitable[object]]] = {}

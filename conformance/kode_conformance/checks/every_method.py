@@ -130,9 +130,8 @@ _HALVES: Final = ("\ud83d\ude00", "x\ud83d\ude00y", "\udbff\udfff", "\ud800\udc0
 
 @check("VAL-2", "INFO-4", "INFO-5", "MSG-11", "MSG-12", "EVT-8", "DOC-1", needs=Capability.EXTENDED, under=(_D.ORDERS,))
 async def methods_without_records_refuse_what_json_cannot_carry(ctx: Context) -> None:
-    """Updates of metadata, edits, emits, documents, and calls that write only what is not there yet refuse each value
-    that JSON cannot carry, alone, as a key and inside others, and texts of surrogates that JSON would join; nothing is
-    written.
+    """Updates of metadata, edits, emits, documents, imports and calls that create an agent refuse each value that JSON
+    cannot carry, alone, as a key and inside others, and texts of surrogates that JSON would join; nothing is written.
     """
     await ctx.store.save_turn("a", info=samples.info("a"), messages=samples.messages(2), events=samples.events(1))
     before = await ctx.store.load_agent("a")

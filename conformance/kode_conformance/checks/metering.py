@@ -202,7 +202,7 @@ async def sizes_follow_every_change(ctx: Context) -> None:
 
 
 _Held = dict[str, tuple[bool, int, int]]
-"""Of each agent, whether it has an info, and how many messages and tool calls."""
+"""By agent: if it has an info, and its numbers of messages and tool calls."""
 
 _Change = tuple[str, str, tuple[bool, int, int], Callable[[Any], Awaitable[object]]]
 

@@ -25,7 +25,7 @@ class _List(NamedTuple):
     """A list of one agent, or of the store.
 
     Attributes:
-        changes: change what it holds, by a number, and not how many records there are.
+        changes: by a number, they replace records of the list, and keep its length.
         reads: give it, or something of it.
     """
 
@@ -238,8 +238,8 @@ def _documents(*, tags: bool) -> _List:
     under=(_D.CHANGES, _D.EQUALS, _D.INSTANCES),
 )
 async def lists_are_current_though_their_length_stays(ctx: Context) -> None:
-    """Each list that an instance has read before is current when another instance changed what it holds and not how
-    much: a record was replaced, or one removed and another added, by each method that gives it, again and again.
+    """Each list that an instance has read before is current, by each method that gives it, when another instance has
+    replaced a record, or removed one and added another, again and again.
     """
     stores: tuple[ExtendedStore, ...] = (ctx.store, await ctx.another())
     await ctx.store.save_info(_A, samples.info(_A))
