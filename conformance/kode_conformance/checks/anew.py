@@ -1,7 +1,8 @@
-"""LIFE-3, LIFE-4, MSG-4, LOCK-5: every write after every kind of delete, and under clocks that step."""
+"""LIFE-3, LIFE-4, LIFE-6, MSG-4, LOCK-5: writes after every kind of delete and prune, and under clocks that step."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.errors import LockLostError
+from kode_core.model import Timeline
 from kode_core.protocols import ExtendedStore
 
 _E: Final = Capability.EXTENDED
@@ -171,3 +173,66 @@ async def tokens_and_offsets_go_on_whatever_is_done(ctx: Context) -> None:
             await new.release()
             following = await stores[i].append_event(agent, samples.event(number * 10 + i + 5000))
             ctx.true(following > offset, f"the offset after {what} must be new: {offset}, then {following}")
+
+
+_APPENDS: Final[Mapping[str, Callable[[ExtendedStore, str, Timeline], Awaitable[int]]]] = {
+    "append_event": lambda s, a, entry: s.append_event(a, entry),
+    "append_events": lambda s, a, entry: _only(s.append_events(a, [entry])),
+    "save_turn": lambda s, a, entry: _only(s.save_turn(a, append=samples.messages(1), events=[entry])),
+}
+"""Every way in which an event of the caller's own comes into a log."""
+
+
+async def _only(call: Awaitable[Sequence[int]]) -> int:
+    (offset,) = await call
+    return offset
+
+
+_PRUNES: Final[Sequence[tuple[Mapping[str, Any], int]]] = (({"events_before": 2**62}, 6), ({}, 4))
+"""Arguments of a prune, and how many of the six oldest events it removes; without any, by an offset."""
+
+
+@check(
+    *("EVT-2", "EVT-4", "LIFE-6", "TURN-2"),
+    needs=_E | Capability.PRUNING,
+    under=(_D.CHANGES, _D.ORDERS, _D.EQUALS, _D.INSTANCES),
+)
+async def logs_go_on_after_every_prune(ctx: Context) -> None:
+    """Wherever the event of the last bookmark stands among those that a prune removes, and whichever instance prunes,
+    the next offsets are new, in every instance and after reopening; a pruned event is stored again by each method and
+    instance, also by the one that appended it before, and a kept event has its offset still.
+    """
+    stores, given = (ctx.store, await ctx.another()), dict[str, list[int]]()
+    cases = list(itertools.product((0, 3, 5), _APPENDS.items(), (0, 1)))  # each second one has the other instance prune
+    if ctx.settings.tier is Tier.QUICK:
+        cases = [cases[i + i // 2 % 2] for i in range(0, len(cases), 2)]
+    for number, (highest, (method, append), pruner) in enumerate(in_time(ctx, cases)):
+        agent, (arguments, gone) = f"a{number}", _PRUNES[number // 2 % 2]
+        entries = [samples.event(900 if i == highest else 10 + i, n=i) for i in range(6)]
+        offsets = [await append(ctx.store, agent, entry) for entry in entries]
+        bound = {"events_before_offset": offsets[-1] + 1 if gone == 6 else offsets[gone]}
+        what = f"instance {pruner} pruned {gone} of 6 events, of which {highest} is the last by seq"
+        await stores[pruner].prune(agent, **(arguments or bound))
+        known = given[agent] = [*offsets]
+        for i in (0, 1):
+            new = await append(stores[(number + i) % 2], agent, samples.event(20 + i, n=i))
+            ctx.true(new > known[-1], f"an offset by {method} after {what} must be new: {known}, then {new}")
+            known.append(new)
+        for i, entry in enumerate(entries):
+            again = await append(stores[0 if i < 2 else number % 2], agent, entry)
+            if i == highest or i >= gone:
+                ctx.equal(again, offsets[i], f"the offset of event {i}, which stayed, by {method} after {what}")
+            else:
+                ctx.true(again > known[-1], f"event {i} by {method} after {what} must be new: {known}, then {again}")
+                known.append(again)
+        stays = {offset for i, offset in enumerate(offsets) if i == highest or i >= gone}
+        wanted = [offset for offset in known if offset not in offsets or offset in stays]
+        found = [event.offset async for event in stores[(number + 1) % 2].read_events(agent, after_offset=0)]
+        ctx.equal(found, wanted, f"the offsets of the log after {what}, and all came by {method} again")
+        await stores[1 - pruner].prune(agent, events_before_offset=2**62)
+    if "PERSISTENT" not in ctx.harness.lacks:
+        await ctx.close(stores[1])
+        stores = (await ctx.reopen(),) * 2
+    for number, (agent, known) in enumerate(given.items()):
+        new = await stores[number % 2].append_event(agent, samples.event(30))
+        ctx.true(new > known[-1], f"an offset after another prune must be new: {known}, then {new}")

@@ -15,10 +15,12 @@ from kode_conformance.calls.methods import calls_of, drive
 from kode_conformance.checks.damage import damage_each_part
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
+from kode_conformance.harness import keeps_documents
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
 from kode_conformance.values.canaries import CANARY, marked, overheard, spoiled, told_by
+from kode_core.model import ABSENT, DeleteDocument, PutDocument
 from kode_core.protocols import ExtendedStore
 
 _E: Final = Capability.EXTENDED
@@ -69,7 +71,8 @@ _UNMARKED: Final = ("channel", "collection", "key")
 )
 async def contents_are_told_to_nobody(ctx: Context) -> None:
     """No content of a record, of any kind and field, stored or refused, is in an error, a log, a repr, a report of
-    health or metrics, or an issue: not when values are refused, leases are lost, records damaged or the store closed.
+    health or metrics, or an issue: not when values are refused, leases are lost, versions have changed, an agent exists
+    or is missing, records are damaged or the store is closed.
     """
     ears = Ears()
     with overheard([CORE, *ctx.harness.code_of(ctx.store)]) as logged:
@@ -78,6 +81,7 @@ async def contents_are_told_to_nobody(ctx: Context) -> None:
             await write.act(store, "a")
         await _asked(ears, store)
         await _refused(ctx, ears, store)
+        await _denied(ctx, ears, store)
         await store.close()
         for name, (method, given) in calls_of(store, "a", target=str(ctx.folder / "copy")).items():
             await ears.error_of(f"{name} of a closed store", partial(drive, method, marked_in(given)))
@@ -116,6 +120,60 @@ async def _refused(ctx: Context, ears: Ears, store: ExtendedStore) -> None:
     for write, name, value in in_time(ctx, values):
         bad = write._replace(arguments={**write.arguments, name: value})
         await ears.error_of(f"{write.name}, refused", partial(bad.act, store, "refused"))
+
+
+async def _denied(ctx: Context, ears: Ears, store: ExtendedStore) -> None:
+    """Collect the errors of sound writes that the state of the store refuses."""
+    writes = marked_writes()
+    stale = await store.load_version("a")
+    await store.append_messages("a", marked(samples.messages(1)))
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        f"{write.name} with an older version": partial(write.act, store, "a", expect=stale)
+        for write in writes
+        if write.takes_version
+    }
+    info, message, event = (marked(one) for one in (samples.info("a"), samples.message(), samples.event(7)))
+    records = await store.load_agent("a")
+    assert records is not None
+    calls |= {
+        "create_agent of one that exists": partial(store.create_agent, "a", info),
+        "fork to one that exists": partial(store.fork, "a", "a"),
+        "import_agent over one that exists": partial(store.import_agent, "a", records),
+        "update_info of an agent without info": partial(store.update_info, "nobody", marked({"k": "v"})),
+        "save_info of another agent": partial(store.save_info, "b", info),
+        "replace_message behind the end": partial(store.replace_message, "a", 10**6, message),
+        "append_events of one entry twice": partial(store.append_events, "a", [event, event]),
+        "an emit after the highest seq": partial(_emit_last, store),
+    }
+    if keeps_documents():
+        calls |= await _conflicts(store)
+    for name, call in calls.items():
+        ctx.true(await ears.error_of(name, call) is not None, f"{name} must be refused")
+
+
+async def _emit_last(store: ExtendedStore) -> None:
+    await store.append_event("last", marked(samples.event(2**63 - 1)))
+    await store.emit("last", "type", marked({"k": "v"}))
+
+
+async def _conflicts(store: ExtendedStore) -> dict[str, Callable[[], Awaitable[object]]]:
+    """Writes of documents whose demands for a version fail."""
+    old = await store.put_document("a", "c", "told", marked({"first": ["x"]}))
+    await store.put_document("a", "c", "told", marked({"second": "y"}))
+    calls: dict[str, Callable[[], Awaitable[object]]] = {}
+    for key, expect in (("told", old), ("told", ABSENT), ("none", old)):
+        what = f"of {key!r} with the version {expect!r:.8}…"
+        put, delete = PutDocument("c", key, marked("z"), expect=expect), DeleteDocument("c", key, expect=expect)
+        calls |= {
+            f"put_document {what}": partial(store.put_document, "a", "c", key, marked("z"), expect=expect),
+            f"delete_document {what}": partial(store.delete_document, "a", "c", key, expect=expect),
+            f"write_documents {what}": partial(store.write_documents, "a", [put]),
+            f"write_documents, a delete {what}": partial(store.write_documents, "a", [delete]),
+            f"save_turn {what}": partial(store.save_turn, "a", documents=[put]),
+        }
+        if expect == ABSENT:  # a delete takes no such demand
+            del calls[f"delete_document {what}"], calls[f"write_documents, a delete {what}"]
+    return calls
 
 
 @check("OPS-4", "OPS-12", needs=_E, under=(Dimension.DAMAGE,))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import itertools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any, Final
 
 from kode_conformance.checks.followers import next_event
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
+from kode_conformance.instruments.pace import Suspected, judged
 from kode_conformance.instruments.patience import SOON_S
-from kode_conformance.registry import check
+from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.errors import AgentDeletedError, InvalidArgumentError
@@ -127,6 +130,61 @@ async def _refused(ctx: Context, store: Store, wrong: Any) -> None:
 async def _item(ctx: Context, stream: Any) -> Any:
     async with ctx.within():
         return await anext(stream)
+
+
+_FILTERS: Final[Sequence[Mapping[str, Any]]] = (
+    {"channel": "monitor"},
+    {"since": Bookmark(10**6, 0)},
+    {"channel": "progress", "since": Bookmark(10**6, 0)},
+    {"after_offset": 2**62},
+)
+"""Filters that leave out all events of ``_busy``."""
+
+
+@check("EVT-9", under=(_D.COMPANY, _D.INSTANCES, _D.CHANGES))
+async def heartbeats_come_next_to_the_events_of_others(ctx: Context) -> None:
+    """A follower of a channel, since a seq or after an offset gets heartbeats while events come all the time that it
+    did not ask for, appended by either instance; another one goes on from their offsets, with the next event that is
+    asked for.
+    """
+    other, done = await ctx.another(), asyncio.Event()
+    await ctx.store.append_events("a", samples.events(3))
+    busy = asyncio.ensure_future(_busy((ctx.store, other), done))
+    cases = [(store, filters) for store in (ctx.store, other) for filters in _FILTERS]
+    try:
+        beats = await asyncio.gather(*(_beats(ctx, store, filters) for store, filters in cases))
+    finally:
+        done.set()
+        await busy
+    one, two = await ctx.store.append_events("a", [samples.event(7, "monitor"), samples.event(10**6 + 1)])
+    for (store, filters), beat in zip(cases, beats, strict=True):
+        if "after_offset" in filters:  # of which no event will ever come
+            continue
+        who = f"a follower of {filters} behind the offset {beat} of a heartbeat"
+        async with aclosing(store.follow_events("a", after_offset=beat, **filters)) as stream:
+            found = await next_event(ctx, stream, who, 0)
+        ctx.equal(found.offset, two if "since" in filters else one, f"the first event of {who}")
+
+
+async def _busy(stores: Sequence[Store], done: asyncio.Event) -> None:
+    """Append events of one channel with low seqs until all is done."""
+    number = 0
+    while not done.is_set():
+        await stores[number % len(stores)].append_event("a", samples.event(10 + number))
+        number += 1
+        await asyncio.sleep(0.02)
+
+
+async def _beats(ctx: Context, store: Store, filters: Mapping[str, Any]) -> int:
+    """The offset of the second heartbeat of a follower to which nothing comes that it asked for."""
+    async with aclosing(store.follow_events("a", heartbeat_ms=200, **filters)) as stream:
+        for _ in range(2):
+            try:
+                item = await _item(ctx, stream)
+            except TimeoutError:
+                raise Violation(f"a follower of {filters} got no heartbeat next to events of others") from None
+            ctx.true(isinstance(item, Heartbeat), f"a follower of {filters} got {item!r:.150}")
+    return int(item.offset)
 
 
 @check("EVT-9", "EVT-7", under=(_D.INTERRUPTIONS, _D.COMPANY, _D.INSTANCES, _D.ITEMS))
@@ -246,6 +304,82 @@ async def followers_in_silence_end_at_a_delete(ctx: Context) -> None:
         await asyncio.gather(*waiting.values(), return_exceptions=True)
         for stream in streams.values():
             await stream.aclose()
+
+
+@check("EVT-10", "LIFE-5", "LIFE-3", needs=Capability.EXTENDED, under=(_D.CHANGES, _D.ITEMS, _D.COMPANY))
+async def own_deletes_end_followers_at_once(ctx: Context) -> None:
+    """Followers that wait in silence, of an agent with events or with an info alone, of all events or of one channel,
+    end at once when their own store deletes the agent, alone, with all that a filter matches, or through a view: before
+    a few rounds of other appends and of followers that get them.
+    """
+    await judged(partial(_end_at_once, ctx))
+
+
+_ROUNDS: Final = 12
+"""So many times the store appends and a follower gets the event until followers of deleted agents must have ended."""
+_SILENCE_S: Final = 0.7
+
+
+async def _end_at_once(ctx: Context, longer: int) -> None:
+    stores: dict[str, tuple[Any, Any]] = {"": (ctx.store, ctx.store)}
+    if "SCOPES" not in ctx.harness.lacks:
+        view: Any = ctx.store.scoped("acme")  # type: ignore[attr-defined]
+        stores |= {" of a view": (view, view)}
+    waiting: dict[str, asyncio.Future[Any]] = {}
+    streams: list[Any] = []
+    deletes: list[Callable[[], Awaitable[object]]] = []
+    for (where, (deleter, follower)), (way, delete) in itertools.product(stores.items(), _OWN_DELETES.items()):
+        agent = f"{way}{longer}"
+        info = samples.info(agent, template_id=agent, metadata={"userId": agent, "of": agent})
+        for what, given in {"an info": {}, "events": {"events": samples.events(2)}}.items():
+            its = f"{agent} {what}"
+            await deleter.save_turn(its, info=info.replace(agent_id=its), **given)
+            for channel in (None, "progress") if given else (None,):
+                stream = follower.follow_events(its, channel=channel)
+                for n in range(2 if given else 0):
+                    await next_event(ctx, stream, "a follower", n)
+                streams.append(stream)
+                waiting[f"{channel or 'all'} of an agent with {what}, {way}{where}"] = asyncio.ensure_future(
+                    anext(stream)
+                )
+        deletes.append(partial(delete, deleter, agent))
+    control = ctx.store.follow_events("control")
+    try:
+        await asyncio.sleep(_SILENCE_S * longer)
+        early = [name for name, call in waiting.items() if call.done()]
+        ctx.equal(early, [], "followers that ended before their agents were deleted")
+        await asyncio.gather(*(act() for act in deletes))
+        for number in range(_ROUNDS * longer):
+            offset = await ctx.store.append_event("control", samples.event(longer * 1000 + number))
+            while (await next_event(ctx, control, "a follower of another agent", number)).offset != offset:
+                pass
+        late = [name for name, call in waiting.items() if not call.done()]
+        if late:
+            told = f"followers must end at once when their own store deletes the agent; these went on: {late}"
+            raise Suspected(f"{told}, through {_ROUNDS * longer} appends and looks of others")
+        for name, call in waiting.items():
+            ended = call.exception()
+            ctx.true(isinstance(ended, AgentDeletedError), f"a follower of {name} ended with {ended!r:.200}")
+    finally:
+        for call in waiting.values():
+            call.cancel()
+        await asyncio.gather(*waiting.values(), return_exceptions=True)
+        for stream in (*streams, control):
+            await stream.aclose()
+
+
+async def _delete_each(store: Any, agent: str) -> None:
+    for what in ("an info", "events"):
+        await store.delete(f"{agent} {what}")
+
+
+_OWN_DELETES: Final[Mapping[str, Callable[[Any, str], Awaitable[object]]]] = {
+    "delete": _delete_each,
+    "delete_many(template_id=)": lambda s, a: s.delete_many(template_id=a),
+    "delete_many(user_id=)": lambda s, a: s.delete_many(user_id=a),
+    "delete_many(metadata=, updated_after=)": lambda s, a: s.delete_many(metadata={"of": a}, updated_after=0),
+}
+"""Ways to delete two agents."""
 
 
 async def _ends(ctx: Context, stream: Any, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import IntEnum, StrEnum
 from typing import Any, Final
 
@@ -10,14 +10,18 @@ from kode_conformance.calls.methods import drive
 from kode_conformance.calls.ways import held
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.harness import keeps_documents
 from kode_conformance.histories.model import StoreModel
 from kode_conformance.instruments.pace import in_time
-from kode_conformance.registry import check
+from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
 from kode_conformance.values.fields import Field, Holds, fields_of, full, of_agent, put
 from kode_conformance.values.kinds import Kind, WriteMethod, kinds
 from kode_conformance.values.payloads import PAYLOADS
 from kode_core.errors import InvalidArgumentError, InvalidValueError, KodeError
+from kode_core.model import AgentEvent, AgentRecords, Message, PutDocument
+from kode_core.protocols import ExtendedStore
 
 _D = Dimension
 _REFUSED: Final = [payload for payload in PAYLOADS if not payload.is_json and "5000" not in payload.name]
@@ -72,6 +76,74 @@ async def every_method_refuses_what_json_cannot_carry(ctx: Context) -> None:
                 what = f"{payload.name} in {field.name}, given to {writer.method}({writer.parameter}=)"
                 await ctx.raises(InvalidValueError, getattr(ctx.store, writer.method)("a", **call), what)
         await _unchanged(ctx, model, f"after {writer.method}({writer.parameter}=) refused")
+
+
+_Give = Callable[[ExtendedStore, Any], Awaitable[object]]
+
+
+def _others() -> Mapping[str, _Give]:
+    """The other methods that write JSON of the caller's, each given a value: they take no record of a kind, or write
+    one only where there is none, or under a key, or in the place of another.
+    """
+    asked = {
+        "update_info": lambda store, value: store.update_info("a", {"new": value}),
+        "create_agent": lambda store, value: store.create_agent("b", samples.info("b", metadata={"new": value})),
+        "replace_message": lambda store, value: store.replace_message("a", 0, _message(value)),
+        "append_messages_once": lambda store, value: store.append_messages_once("a", {"k": _message(value)}),
+        "import_agent": lambda store, value: store.import_agent("b", _records(value)),
+        "emit": lambda store, value: store.emit("a", "type", {"new": value}),
+        "emit_many": lambda store, value: store.emit_many("a", [AgentEvent("progress", "type", {"new": value})]),
+    }
+    if keeps_documents():
+        asked |= {
+            "put_document": lambda store, value: store.put_document("a", "c", "k", value),
+            "write_documents": lambda store, value: store.write_documents("a", [PutDocument("c", "k", value)]),
+            "save_turn(documents=)": lambda store, value: store.save_turn(
+                "a", documents=[PutDocument("c", "k", value)]
+            ),
+        }
+    return asked
+
+
+def _message(value: Any) -> Message:
+    return samples.message().replace(metadata={"new": value})
+
+
+def _records(value: Any) -> AgentRecords:
+    return AgentRecords(agent_id="b", messages=[_message(value)], message_times=[samples.T0])
+
+
+_TEXTS: Final[Mapping[str, _Give]] = {
+    "the text of replace_message": lambda store, text: store.replace_message("a", 0, samples.message(text=text)),
+    "the text of append_messages_once": lambda store, text: store.append_messages_once(
+        "a", {"k": samples.message(text=text)}
+    ),
+    "template_id of create_agent": lambda store, text: store.create_agent("b", samples.info("b", template_id=text)),
+    "the type of emit": lambda store, text: store.emit("a", text),
+    "a key of update_info": lambda store, text: store.update_info("a", {"sound": 1, text: 2}),
+    "a key of emit": lambda store, text: store.emit("a", "type", {"sound": 1, text: 2}),
+}
+"""Texts and names of keys that these methods take."""
+_HALVES: Final = ("\ud83d\ude00", "x\ud83d\ude00y", "\udbff\udfff", "\ud800\udc00", "\ude00\ud83d\ude00")
+"""Texts of which two adjacent code points form a surrogate pair."""
+
+
+@check("VAL-2", "INFO-4", "INFO-5", "MSG-11", "MSG-12", "EVT-8", "DOC-1", needs=Capability.EXTENDED, under=(_D.ORDERS,))
+async def methods_without_records_refuse_what_json_cannot_carry(ctx: Context) -> None:
+    """Updates of metadata, edits, emits, documents, imports and calls that create an agent refuse each value that JSON
+    cannot carry, alone, as a key and inside others, and texts of surrogates that JSON would join; nothing is written.
+    """
+    await ctx.store.save_turn("a", info=samples.info("a"), messages=samples.messages(2), events=samples.events(1))
+    before = await ctx.store.load_agent("a")
+    ctx.true(before is not None, "an agent must be there before calls are refused")
+    cases = [(name, give, one.name, one.value) for name, give in _others().items() for one in (*_REFUSED, *_TOPS)]
+    cases += [(name, give, "a pair of surrogates", text) for name, give in _TEXTS.items() for text in _HALVES]
+    cases += [(name, give, "a pair of surrogates", text) for name, give in _others().items() for text in _HALVES]
+    ctx.rng.shuffle(cases)
+    for name, give, what, value in in_time(ctx, cases):
+        await ctx.raises(InvalidValueError, give(ctx.store, value), f"{what}, given to {name}")
+    ctx.equal(await ctx.store.load_agent("a"), before, "the agent after values were refused")
+    ctx.equal(await ctx.store.load_agent("b"), None, "an agent of which all was refused")
 
 
 class _Word(StrEnum):

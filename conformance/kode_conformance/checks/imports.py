@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from kode_conformance.checks.whole import changed, unplaced
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
-from kode_conformance.harness import keeps_documents
+from kode_conformance.harness import keeps_documents, keeps_tags
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.kills.writes import DOCUMENT_WRITES, WRITES, portrait, records_to_import, seed
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.errors import ConflictError, InvalidArgumentError, InvalidValueError, LockLostError, UnsupportedError
 from kode_core.model import ABSENT, AgentRecords, Document
+from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
 _D = Dimension
@@ -140,3 +144,48 @@ async def a_wrong_import_writes_nothing(ctx: Context) -> None:
     async with ctx.store.acquire_agent_lock("a") as lease:
         await ctx.store.import_agent("a", records_to_import(), fence=lease)
     ctx.true(await other.load_agent("a") is not None, "an import under a lease must be there")
+
+
+@check("LIFE-8", "DOC-2", "VER-1", "EVT-2", needs=_E, under=(_D.EQUALS, _D.INSTANCES, _D.CHANGES))
+async def an_import_has_versions_of_its_own(ctx: Context) -> None:
+    """Documents of an import, tagged or not, have new versions, whichever instance loaded the agent and whichever
+    imports it, under another id or again under its own, and a demand for a version that was loaded is refused. Under
+    its own id the version of the agent and the offsets are new, too.
+    """
+    stores = (ctx.store, await ctx.another())
+    cases = list(itertools.product(stores, stores, (False, True)))
+    if ctx.settings.tier is Tier.QUICK:
+        cases = [cases[i] for i in (0, 3, 5, 6)]  # each two of loader, importer and id
+    for number, (loader, importer, again) in enumerate(in_time(ctx, cases)):
+        agent_id = f"a{number}"
+        target = agent_id if again else f"b{number}"
+        info, events = samples.info(agent_id), samples.events(2)
+        await loader.save_turn(agent_id, info=info, append=samples.messages(2), events=events)
+        for i, key in enumerate(_KEYS if keeps_documents() else ()):
+            tags = {"k": key} if i > 2 and keeps_tags() else None
+            await stores[i % 2].put_document(agent_id, "c", key, {"n": 1}, tags=tags)
+        known = set[object]()
+        for turn in range(3):
+            records = await loader.load_agent(agent_id)
+            assert records is not None
+            known |= await _named(importer, records, whole=again)
+            await importer.delete(target)
+            await importer.import_agent(target, records)
+            what = f"an import {'again' if again else 'to another id'} of an agent that was loaded, number {turn}"
+            found = await stores[turn % 2].load_agent(target)
+            assert found is not None
+            ctx.equal(len(found.documents), len(records.documents), f"how many documents there are after {what}")
+            old = known & await _named(stores[turn % 2], found, whole=again)
+            ctx.equal(old, set(), f"versions and offsets after {what} that are not new")
+            for one in records.documents[turn:][:1]:
+                put = importer.put_document(target, "c", one.key, 2, expect=one.version)
+                await ctx.raises(ConflictError, put, f"a put that demands the version from before {what}")
+
+
+async def _named(store: ExtendedStore, records: AgentRecords, *, whole: bool) -> set[object]:
+    """The versions of documents; of the *whole* agent its own version and the offsets, too."""
+    versions: set[object] = {(one.key, one.version) for one in records.documents}
+    return versions | ({await store.load_version(records.agent_id), *records.event_offsets} if whole else set())
+
+
+_KEYS: Final = ("k", "l", "m", "tagged")

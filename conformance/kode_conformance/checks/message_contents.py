@@ -44,6 +44,17 @@ _MESSAGES: Final[Sequence[Message]] = (
     Message("user", []),
     Message("user", ""),
     Message.user(_COMPOSED.upper()),
+    Message(
+        "assistant",
+        [
+            ToolUseBlock("call-3", "draw", {"type": "Ultra", "in": [{"type": "Rhomb", "text": "Quincunx", "n": 1}]}),
+            ToolUseBlock(
+                "call-4", "draw", {"in": {"name": "Gyros", "url": "Kiosk", "role": "Mimic", "content": "Orb"}}
+            ),
+            ToolResultBlock("call-3", {"type": "Zinc", "in": {"type": "Fjord"}}),
+            Unknown({"type": "hologram", "in": [{"type": "Prism", "text": "Lynx"}]}),
+        ],
+    ),
 )
 
 _FOUND: Final[Mapping[str, Sequence[int]]] = {
@@ -109,6 +120,9 @@ _FOUND: Final[Mapping[str, Sequence[int]]] = {
     "FI": [8],
     "E": [1, 2, 3, 4, 5, 6, 7, 8, 0, 11],
     "-": [2],
+    **dict.fromkeys(("ULTRA", "rhomb", "quincunx", "gyros", "kiosk", "mimic", "orb", "zinc", "fjord"), (12,)),
+    **dict.fromkeys(("prism", "LYNX"), (12,)),
+    "draw": [],
     "ends with alpha": [],
     "Köln, 100% sicher und mehr": [],
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import keeps_documents
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
 from kode_core.errors import ConflictError, KodeError, LockLostError, LockUnavailableError
@@ -198,3 +199,73 @@ async def sizes_follow_every_change(ctx: Context) -> None:
         store = await ctx.reopen()
         other = await ctx.another()
         await see(2, 120, 4, "after it was closed and opened again")
+
+
+_Held = dict[str, tuple[bool, int, int]]
+"""By agent: if it has an info, and its numbers of messages and tool calls."""
+
+_Change = tuple[str, str, tuple[bool, int, int], Callable[[Any], Awaitable[object]]]
+
+_CALLS: Final = [samples.tool_call(i) for i in range(4)]
+
+_CHANGES: Final[Sequence[_Change]] = (
+    ("messages without info", "a", (False, 2, 0), lambda s: s.save_messages("a", samples.messages(2))),
+    (
+        "a turn without info",
+        "b",
+        (False, 1, 3),
+        lambda s: s.save_turn("b", append=samples.messages(1), tool_calls=_CALLS[:3]),
+    ),
+    ("an info alone", "c", (True, 0, 0), lambda s: s.save_info("c", samples.info("c"))),
+    ("an append after an info", "c", (True, 4, 0), lambda s: s.append_messages("c", samples.messages(4))),
+    ("tool calls alone", "d", (False, 0, 2), lambda s: s.save_tool_call_records("d", _CALLS[:2])),
+    ("a snapshot alone", "e", (False, 0, 0), lambda s: s.save_snapshot("e", samples.snapshot())),
+    ("an info after messages", "a", (True, 2, 0), lambda s: s.save_info("a", samples.info("a"))),
+    ("an upsert without info", "b", (False, 1, 4), lambda s: s.upsert_tool_call_records("b", _CALLS[2:])),
+    ("messages after tool calls", "d", (False, 5, 2), lambda s: s.append_messages("d", samples.messages(5))),
+    ("a cut without info", "d", (False, 3, 2), lambda s: s.truncate_messages("d", 3)),
+    ("the delete of one with info", "a", (False, 0, 0), lambda s: s.delete("a")),
+    ("the delete of one without info", "b", (False, 0, 0), lambda s: s.delete("b")),
+)
+"""Changes of agents, of which most have no info, with what the agent holds afterwards."""
+
+
+@check("OPS-3", "QRY-7", "QRY-10", "QRY-11", "SCOPE-1", needs=_E, under=(Dimension.CHANGES, Dimension.INSTANCES))
+async def sizes_count_agents_without_info(ctx: Context) -> None:
+    """The sizes of the store and of a view of a tenant, their statistics, counts and groups have the messages and tool
+    calls of agents without info, too, and as agents those with info alone, after each change, in every instance.
+    """
+    stores: list[Any] = [ctx.store, await ctx.another()]
+    views = [] if "SCOPES" in ctx.harness.lacks else [store.scoped("acme") for store in stores]
+    outside: _Held = {}
+    inside: _Held = {}
+    for places, held in ((views, inside), (stores, outside)) if views else ((stores, outside),):
+        for number, (what, agent_id, holds, change) in enumerate(in_time(ctx, _CHANGES)):
+            await change(places[number % 2])
+            held[agent_id] = holds
+            if views and ctx.harness.has("wait_until_queries_see_all"):
+                await ctx.harness.wait_until_queries_see_all(ctx.handle)
+            whole = {f"@acme/{name}": found for name, found in inside.items()} | outside
+            one = number // 2 % 2
+            await _see_counts(ctx, stores[one], whole, f"the store, after {what}")
+            if views:
+                await _see_counts(ctx, views[1 - one], inside, f"a view, after {what}")
+            stats = await places[1 - one].aggregate_stats(agent_id)
+            found = (stats.total_messages, stats.total_tool_calls)
+            ctx.equal(found, holds[1:], f"messages and tool calls in the statistics of an agent, after {what}")
+
+
+async def _see_counts(ctx: Context, store: Any, held: _Held, where: str) -> None:
+    """All that tells how many agents, messages and tool calls there are."""
+    size = (await store.get_metrics()).storage
+    found = (size.total_agents, size.total_messages, size.total_tool_calls)
+    wanted = tuple(sum(one[i] for one in held.values()) for i in range(3))
+    ctx.equal(found, wanted, f"agents, messages and tool calls in the size of {where}")
+    if "QUERYABLE" not in ctx.harness.lacks:
+        counts = (store.count_sessions, store.count_messages, store.count_tool_calls)
+        found = tuple([await count() for count in counts])
+        ctx.equal(found, wanted, f"sessions, messages and tool calls by counts of {where}")
+        for i, group in ((1, store.group_messages), (2, store.group_tool_calls)):
+            by_agent = {one.values["agent_id"]: one.count for one in await group("agent_id")}
+            some = {name: one[i] for name, one in sorted(held.items()) if one[i]}
+            ctx.equal(by_agent, some, f"{group.__name__} by agent of {where}")

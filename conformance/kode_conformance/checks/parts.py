@@ -10,13 +10,14 @@ from typing import Any, Final, cast
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension, counts
+from kode_conformance.harness import keeps_documents
 from kode_conformance.instruments.costs import memory_of
-from kode_conformance.instruments.pace import in_time
+from kode_conformance.instruments.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.errors import InvalidArgumentError
-from kode_core.model import Message, ToolUseBlock
+from kode_core.model import DeleteDocument, Message, PutDocument, ToolUseBlock
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
@@ -164,6 +165,45 @@ async def edits_change_what_they_name(ctx: Context) -> None:
         ctx.equal(await two.load_messages(agent_id), wanted, "after one more was added")
         await two.save_messages(agent_id, wanted[::-1])
         ctx.equal(await one.load_messages(agent_id), wanted[::-1], "after all were saved by the other instance")
+
+
+@check("MSG-11", "VAL-4", "MSG-1", "TC-1", needs=_E, under=(_D.ITEMS, _D.CHANGES, _D.INSTANCES))
+async def edits_of_more_than_a_thousand_are_whole(ctx: Context) -> None:
+    """A call that removes more than a thousand records from a list returns all of them, or their whole number, and
+    removes just them: pop and truncate, with few and many left, saves of shorter lists, and deletes of documents.
+    """
+    one, two = ctx.store, await ctx.another()
+    few = ctx.settings.tier is Tier.QUICK or ctx.harness.patience > 1
+    for count in sizes_in_time(ctx, (1101,) if few else (1101, 2500, 10_002)):
+        agent_id, every = f"a{count}", samples.messages(count)
+        await one.save_messages(agent_id, every)
+        popped = list(await two.pop_messages(agent_id, count - 5))
+        ctx.equal(popped, every[5:], f"what a pop of {count - 5} of {count} returned")
+        ctx.equal(await one.load_messages(agent_id), every[:5], f"what a pop of {count - 5} left")
+        await two.append_messages(agent_id, every[5:])
+        ctx.equal(await one.truncate_messages(agent_id, 2), count - 2, f"how many a truncate of {count} to 2 removed")
+        ctx.equal(await two.load_messages(agent_id), every[:2], f"what a truncate of {count} to 2 left")
+        await two.append_messages(agent_id, every[2:])
+        ctx.equal(list(await one.pop_messages(agent_id, count + 7)), every, f"what a pop of more than {count} returned")
+        ctx.equal(await two.load_messages(agent_id), [], f"what a pop of more than {count} left")
+        await _shrink(ctx, agent_id, one, two, count)
+
+
+async def _shrink(ctx: Context, agent_id: str, one: ExtendedStore, two: ExtendedStore, count: int) -> None:
+    """Lists that are replaced by shorter ones, and documents that are deleted, more than a thousand in a call."""
+    calls = [samples.tool_call(i, audit_trail=[]) for i in range(count)]
+    await one.save_turn(agent_id, messages=samples.messages(count), tool_calls=calls)
+    await two.save_messages(agent_id, samples.messages(3))
+    ctx.equal(await one.load_messages(agent_id), samples.messages(3), f"the messages that replaced {count}")
+    await two.save_tool_call_records(agent_id, calls[-2:])
+    ctx.equal(await one.load_tool_call_records(agent_id), calls[-2:], f"the tool calls that replaced {count}")
+    if keeps_documents() and ctx.settings.tier > Tier.QUICK:
+        keys = [f"k{i:05}" for i in range(1000)]
+        await one.write_documents(agent_id, [PutDocument("c", key, key) for key in keys])
+        await one.put_document(agent_id, "c", "last", 1)
+        await two.write_documents(agent_id, [DeleteDocument("c", key) for key in keys])
+        left = list(await one.list_document_keys(agent_id, "c"))
+        ctx.equal(left, ["last"], "the documents that a delete of a thousand in one call left")
 
 
 @check("MSG-11", "VAL-1", needs=_E, under=(_D.EQUALS, _D.INSTANCES))

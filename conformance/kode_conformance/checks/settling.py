@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any, Final
 
+from kode_conformance.calls.fenced import FencedWrite, fenced_writes
+from kode_conformance.calls.methods import calls_of, drive
+from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import in_time
@@ -26,6 +29,9 @@ from kode_conformance.kills.writes import (
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
+from kode_core.batch import Batch, Outcome
+from kode_core.engine import Engine
+from kode_core.layers import Layer
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
@@ -231,3 +237,89 @@ async def close_waits_for_what_was_cancelled(ctx: Context) -> None:
     for trial, found in seen:
         later = await portrait(ctx.store, trial.agent_id)
         _see_the_same(found, later, f"{trial.what}, before close: it changed after the store was closed")
+
+
+# --- every read after every cancelled write ---------------------------------------------------------------------------
+
+
+class _Held(Layer):
+    """Holds commits back while it is closed."""
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner)
+        self.is_open, self.came = asyncio.Event(), asyncio.Event()
+        self.is_open.set()
+
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        self.came.set()
+        await self.is_open.wait()
+        return await super().commit(batches)
+
+
+_READS: Final = ("load_", "list_", "read_", "last_", "iter_", "query_documents", "exists", "aggregate_stats")
+_READS_S: Final = 0.05
+"""So long reads that wait for nothing have time to end."""
+
+
+@check(
+    *("OPS-9", "DOC-1", "QRY-8"),
+    needs=_E,
+    tier=Tier.STANDARD,
+    under=(Dimension.INTERRUPTIONS, Dimension.CHANGES),
+)
+async def every_read_sees_how_a_cancelled_write_ended(ctx: Context) -> None:
+    """Whatever method reads an agent while a write of any method to it is still under way whose caller was cancelled,
+    it waits for the write and sees how it ended: no read gives one thing first, and then another.
+    """
+    layers: list[_Held] = []
+
+    def holding(engine: Engine) -> Engine:
+        layers.append(_Held(engine))
+        return layers[-1]
+
+    store = await ctx.another(holding)
+    await fill(store, "a")
+    for write in in_time(ctx, fenced_writes("a", edits=True)):
+        early, late = await _read_under_way(ctx, store, layers[-1], write)
+        for name, (method, given) in _reads_of(store, write).items() if early else ():
+            what = f"{name} when {write.name} had been cancelled, and was under way"
+            problem = difference({**late, **early}[name], await drive(method, given))
+            ctx.true(problem is None, f"{what}, gave something else than now: {problem}")
+
+
+async def _read_under_way(ctx: Context, store: ExtendedStore, held: _Held, write: FencedWrite) -> Any:
+    """The results of the reads that ended before the commit of a cancelled write, and of those that ended after it."""
+    held.came.clear()
+    held.is_open.clear()
+    call = asyncio.ensure_future(write.act(store, "a"))
+    came = asyncio.ensure_future(held.came.wait())
+    reads: dict[str, asyncio.Future[Any]] = {}
+    try:
+        async with ctx.within():
+            await asyncio.wait([call, came], return_when=asyncio.FIRST_COMPLETED)
+        call.cancel()
+        reads = {name: asyncio.ensure_future(drive(*one)) for name, one in _reads_of(store, write).items()}
+        await asyncio.sleep(_READS_S)
+        early = {name: read.result() for name, read in reads.items() if read.done()}
+    finally:
+        came.cancel()
+        held.is_open.set()
+    ctx.true(await ctx.ended([call, *reads.values()]), f"calls after {write.name} was cancelled did not end")
+    return early, {name: read.result() for name, read in reads.items()}
+
+
+def _reads_of(store: ExtendedStore, write: FencedWrite) -> dict[str, Any]:
+    """A call of each method that reads the agent alone; of what has a key, the one that is written."""
+    given = write.arguments
+    puts = given.get("documents", ())
+    named = {
+        "key": puts[0].key if puts else given.get("key", "k"),
+        "tags": (puts[0].tags if puts else given.get("tags")) or {"run": "r1"},
+        "snapshot_id": getattr(given.get("snapshot"), "id", "sfp-1"),
+    }
+    calls = {name: call for name, call in calls_of(store, "a").items() if name.startswith(_READS)}
+    return {
+        name: (method, {**arguments, **{key: value for key, value in named.items() if key in arguments}})
+        for name, (method, arguments) in calls.items()
+        if "agent_id" in arguments
+    }
