@@ -20,6 +20,7 @@ from kode_conformance.values import samples
 from kode_core.errors import AgentDeletedError, InvalidArgumentError
 from kode_core.model import Bookmark
 from kode_core.protocols import Heartbeat, Store
+from kode_core.tenants import prefix_of
 
 _D = Dimension
 _MINUTE: Final = 60.0
@@ -309,8 +310,8 @@ async def followers_in_silence_end_at_a_delete(ctx: Context) -> None:
 @check("EVT-10", "LIFE-5", "LIFE-3", needs=Capability.EXTENDED, under=(_D.CHANGES, _D.ITEMS, _D.COMPANY))
 async def own_deletes_end_followers_at_once(ctx: Context) -> None:
     """Followers that wait in silence, of an agent with events or with an info alone, of all events or of one channel,
-    end at once when their own store deletes the agent, alone, with all that a filter matches, or through a view: before
-    a few rounds of other appends and of followers that get them.
+    end at once when their own store deletes the agent, alone, with all that a filter matches, or by a view for the
+    store and by the store for a view: before a few rounds of other appends and of followers that get them.
     """
     await judged(partial(_end_at_once, ctx))
 
@@ -321,28 +322,30 @@ _SILENCE_S: Final = 0.7
 
 
 async def _end_at_once(ctx: Context, longer: int) -> None:
-    stores: dict[str, tuple[Any, Any]] = {"": (ctx.store, ctx.store)}
+    store: tuple[Any, str] = (ctx.store, "")
+    stores = {"": (store, store)}
     if "SCOPES" not in ctx.harness.lacks:
-        view: Any = ctx.store.scoped("acme")  # type: ignore[attr-defined]
-        stores |= {" of a view": (view, view)}
+        view: tuple[Any, str] = (ctx.store.scoped("acme"), "")  # type: ignore[attr-defined]
+        whole = (ctx.store, prefix_of("acme"))
+        stores |= {" of a view": (view, view), ", by a view": (view, whole), " of a view, by the store": (whole, view)}
     waiting: dict[str, asyncio.Future[Any]] = {}
     streams: list[Any] = []
     deletes: list[Callable[[], Awaitable[object]]] = []
     for (where, (deleter, follower)), (way, delete) in itertools.product(stores.items(), _OWN_DELETES.items()):
-        agent = f"{way}{longer}"
+        agent = f"{way}{where}{longer}"
         info = samples.info(agent, template_id=agent, metadata={"userId": agent, "of": agent})
         for what, given in {"an info": {}, "events": {"events": samples.events(2)}}.items():
-            its = f"{agent} {what}"
-            await deleter.save_turn(its, info=info.replace(agent_id=its), **given)
+            its = f"{deleter[1]}{agent} {what}"
+            await deleter[0].save_turn(its, info=info.replace(agent_id=its), **given)
             for channel in (None, "progress") if given else (None,):
-                stream = follower.follow_events(its, channel=channel)
+                stream = follower[0].follow_events(f"{follower[1]}{agent} {what}", channel=channel)
                 for n in range(2 if given else 0):
                     await next_event(ctx, stream, "a follower", n)
                 streams.append(stream)
                 waiting[f"{channel or 'all'} of an agent with {what}, {way}{where}"] = asyncio.ensure_future(
                     anext(stream)
                 )
-        deletes.append(partial(delete, deleter, agent))
+        deletes.append(partial(delete, *deleter, agent))
     control = ctx.store.follow_events("control")
     try:
         await asyncio.sleep(_SILENCE_S * longer)
@@ -368,16 +371,16 @@ async def _end_at_once(ctx: Context, longer: int) -> None:
             await stream.aclose()
 
 
-async def _delete_each(store: Any, agent: str) -> None:
+async def _delete_each(store: Any, scope: str, agent: str) -> None:
     for what in ("an info", "events"):
-        await store.delete(f"{agent} {what}")
+        await store.delete(f"{scope}{agent} {what}")
 
 
-_OWN_DELETES: Final[Mapping[str, Callable[[Any, str], Awaitable[object]]]] = {
+_OWN_DELETES: Final[Mapping[str, Callable[[Any, str, str], Awaitable[object]]]] = {
     "delete": _delete_each,
-    "delete_many(template_id=)": lambda s, a: s.delete_many(template_id=a),
-    "delete_many(user_id=)": lambda s, a: s.delete_many(user_id=a),
-    "delete_many(metadata=, updated_after=)": lambda s, a: s.delete_many(metadata={"of": a}, updated_after=0),
+    "delete_many(template_id=)": lambda s, _, a: s.delete_many(template_id=a),
+    "delete_many(user_id=)": lambda s, _, a: s.delete_many(user_id=a),
+    "delete_many(metadata=, updated_after=)": lambda s, _, a: s.delete_many(metadata={"of": a}, updated_after=0),
 }
 """Ways to delete two agents."""
 
