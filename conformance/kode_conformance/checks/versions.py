@@ -257,18 +257,23 @@ async def a_snapshot_can_be_deleted(ctx: Context) -> None:
     ctx.equal(len(await other.list_snapshots("a")), 3, "the number after it was saved again")
 
 
-@check("FORK-4", "FORK-1", needs=_E, under=(_D.CHANGES, _D.INSTANCES, _D.ITEMS))
+@check("FORK-4", "FORK-1", "TC-2", needs=_E, under=(_D.CHANGES, _D.INSTANCES, _D.ITEMS, _D.EQUALS))
 async def a_fork_begins_where_it_is_told(ctx: Context) -> None:
-    """A fork of the first messages, or of a snapshot, has these with their times, the tool calls that they use, and the
-    documents, also after any edit of the list since; a fork without either has everything.
+    """A fork of the first messages, or of a snapshot, that may have none, has these with their times, all tool calls
+    whose ids they use, however often an id repeats, and the documents, also after any edit of the list since; a fork
+    without either has everything.
     """
     other = await ctx.another()
-    messages = [samples.message(0), Message("assistant", [ToolUseBlock("used", "t", {})]), *samples.messages(70, 2)]
+    use = Message("assistant", [ToolUseBlock("used", "t", {})])
+    messages = [samples.message(0), use, *samples.messages(70, 2), use]
     await fill(ctx.store, "p")
-    calls = [samples.tool_call(0, id="used"), samples.tool_call(1, id="late")]
+    ids = ("used", "late", "used", "late", "used")
+    calls = [samples.tool_call(i, id=name) for i, name in enumerate(ids)]
+    calls.insert(4, calls[2])
     snapshot = samples.snapshot("s").replace(messages=messages[:3])
     await ctx.store.save_turn("p", messages=messages, tool_calls=calls)
     await ctx.store.save_snapshot("p", snapshot)
+    await ctx.store.save_snapshot("p", samples.snapshot("none", count=0))
     times = [one.created_at async for one in other.read_messages("p")]
     for n, length in enumerate((0, 1, 2, 65, len(messages))):
         child = await ctx.store.fork("p", f"c{n}", length=length)
@@ -276,9 +281,13 @@ async def a_fork_begins_where_it_is_told(ctx: Context) -> None:
         ctx.equal(await other.load_messages(child), messages[:length], f"the first {length} messages")
         found = [one.created_at async for one in other.read_messages(child)]
         ctx.equal(found, times[:length], f"the times of the first {length}")
-        ctx.equal(await other.load_tool_call_records(child), calls[:1] if length > 1 else [], "the calls they use")
-    taken = await other.fork("p", snapshot_id="s")
-    ctx.equal(await ctx.store.load_messages(taken), messages[:3], "the messages of the snapshot")
+        used = [call for call in calls if call.id == "used" and length > 1]
+        ctx.equal(await other.load_tool_call_records(child), used, f"the calls that the first {length} use")
+    for name, wanted in (("s", messages[:3]), ("none", [])):
+        taken = await other.fork("p", snapshot_id=name)
+        ctx.equal(await ctx.store.load_messages(taken), wanted, f"the messages of the snapshot {name!r}")
+        used = [call for call in calls if call.id == "used" and wanted]
+        ctx.equal(await ctx.store.load_tool_call_records(taken), used, f"the calls that the snapshot {name!r} uses")
     whole = await other.fork("p", "whole")
     mine, its = await dump(ctx, "p"), await dump(ctx, whole)
     for kind in ("messages", "tool calls", "todos", "media", "snapshot"):
