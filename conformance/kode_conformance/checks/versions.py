@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
-from kode_conformance.calls.fenced import FencedWrite, fenced_writes, idle_writes
+from kode_conformance.calls.fenced import FENCED_METHODS, FencedWrite, fenced_writes, idle_writes
+from kode_conformance.calls.methods import calls_of, drive_pages
 from kode_conformance.checks.forks import see_forks_after_edits
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
@@ -62,6 +64,44 @@ async def versions_change_with_every_write_and_never_return(ctx: Context) -> Non
                 ctx.true(after not in seen and after != absent, f"{told} was there before: {seen.get(after)}")
     session = await other.load_session("a")
     ctx.equal(session, None, "the session of an agent that was deleted")
+
+
+@check("VER-1", "INFO-2", needs=_E, under=(_D.ORDERS, _D.INSTANCES))
+async def calls_that_write_nothing_leave_the_version(ctx: Context) -> None:
+    """A call of every method that reads, forks, copies or finds nothing to delete, a create_agent and an import_agent
+    that are refused, and a lease that is taken, renewed and released leave the version of an agent and its updated_at.
+    """
+    other = await ctx.another()
+    await fill(ctx.store, "a")
+
+    async def see_none(what: str) -> None:
+        session = await other.load_session("a")
+        found = (await ctx.store.load_version("a"), session and session.version, session and session.updated_at)
+        ctx.equal(found, before, f"the version, that of the session and updated_at after {what}")
+
+    first = await other.load_session("a")
+    assert first is not None
+    before = (first.version, first.version, first.updated_at)
+    for number, store in enumerate((ctx.store, other)):
+        lease = await store.acquire_agent_lock("a", ttl_ms=600_000)
+        await see_none("its lock was taken")
+        for _ in range(2):
+            await lease.renew()
+            await see_none("its lease was renewed")
+        await lease.release()
+        await see_none("its lease was released")
+        async with store.acquire_agent_lock("a", ttl_ms=600_000) as inside:
+            await inside.renew()
+        await see_none("the block of its lease")
+        for name, call in calls_of(store, "a", str(ctx.folder / f"copy-{number}")).items():
+            if name in (*_WRITING, "acquire_agent_lock", "follow_events") or (number and not name.startswith("load")):
+                continue
+            with suppress(KodeError):
+                await drive_pages(call.method, call.arguments)
+            await see_none(name)
+
+
+_WRITING: Final = frozenset(FENCED_METHODS) - {"create_agent", "import_agent"}
 
 
 @check("VER-1", "MSG-6", needs=_E, under=(_D.CHANGES, _D.INSTANCES))
