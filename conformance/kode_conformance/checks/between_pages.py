@@ -147,8 +147,8 @@ class _Walk:
 @check("QRY-5", "QRY-3", needs=_Q, under=(_D.COMPANY, _D.CHANGES, _D.EQUALS, _D.ORDERS))
 async def writes_at_the_end_of_a_page(ctx: Context) -> None:
     """Whatever is done between two pages to the last record of the first, deleted, changed, moved in the order, or
-    saved anew, and right before and behind it, each record that is left alone comes exactly once, in pages of every size,
-    in every order.
+    saved anew, and right before and behind it, each record that is left alone comes exactly once, in pages of every
+    size, in every order.
     """
     other = await ctx.another()
     cases = list(itertools.product(_QUERIES, _ORDERS))
