@@ -42,11 +42,11 @@ _QUERIES: Final = (
 )
 
 
-async def _save(store: ExtendedStore, agent: str, mark: str, time: int, version: int = 0) -> None:
-    """An agent with an info, two messages and two calls, which are found by the mark."""
+async def _save(store: ExtendedStore, agent: str, mark: str, time: int, version: int = 0, count: int = 2) -> None:
+    """An agent with an info, two messages, or more or less, and two calls, which are found by the mark."""
     calls = [samples.tool_call(i, name=mark, created_at=time, audit_trail=[], result=version) for i in range(2)]
     info = samples.info(agent, template_id=mark, created_at=time, metadata={"version": version})
-    messages = [Message(mark, [TextBlock(f"{i}")], metadata={"version": version}) for i in range(2)]
+    messages = [Message(mark, [TextBlock(f"{i}")], metadata={"version": version}) for i in range(count)]
     await store.save_turn(agent, info=info, messages=messages, tool_calls=calls)
 
 
@@ -77,6 +77,8 @@ class _Walk:
         return {
             "the agent of the last record of the page is deleted": self._delete,
             "the last record of the page is changed where it is": self._change,
+            "the last record of the page goes far ahead in the order": self._move_up,
+            "the last record of the page goes far back in the order": self._move_down,
             "agents are saved right before and right behind the last record": self._insert,
             "the agent behind the last record is deleted": self._delete_next,
             "agents are saved before and behind all others": self._insert_outside,
@@ -93,6 +95,18 @@ class _Walk:
             self.moved.add(agent)
         if agent in self.times:
             await _save(self._store, agent, self.mark, self.times[agent], 1)
+
+    async def _move_up(self, agent: str) -> None:
+        await self._move(agent, self.times.get(agent, samples.T0) + 1_000, 11)
+
+    async def _move_down(self, agent: str) -> None:
+        await self._move(agent, self.times.get(agent, samples.T0) - 1_000, 1)
+
+    async def _move(self, agent: str, time: int, count: int) -> None:
+        """Save the agent with another value of each sort key."""
+        self.free.add(agent)
+        self.moved.add(agent)
+        await _save(self._store, agent, self.mark, time, 3, count)
 
     async def _insert(self, agent: str) -> None:
         time = self.times.get(agent, samples.T0)
@@ -132,8 +146,9 @@ class _Walk:
 
 @check("QRY-5", "QRY-3", needs=_Q, under=(_D.COMPANY, _D.CHANGES, _D.EQUALS, _D.ORDERS))
 async def writes_at_the_end_of_a_page(ctx: Context) -> None:
-    """Whatever is done between two pages to the last record of the first, deleted, changed, or saved anew, and right
-    before and behind it, each record that is left alone comes exactly once, in pages of every size, in every order.
+    """Whatever is done between two pages to the last record of the first, deleted, changed, moved in the order, or
+    saved anew, and right before and behind it, each record that is left alone comes exactly once, in pages of every
+    size, in every order.
     """
     other = await ctx.another()
     cases = list(itertools.product(_QUERIES, _ORDERS))

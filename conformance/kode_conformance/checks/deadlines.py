@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from kode_conformance.calls.methods import calls_of, drive
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
+from kode_conformance.instruments.pace import Suspected, judged
 from kode_conformance.instruments.patience import SOON_S
 from kode_conformance.kills.writes import WRITES, expected, portrait, seed
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
+from kode_conformance.values import samples
 from kode_core.batch import Batch, Outcome
 from kode_core.engine import Engine
 from kode_core.errors import KodeError, OutcomeUnknownError, Retry, StorageError, StoreTimeoutError
@@ -171,3 +173,52 @@ async def _ended(
     for name, task in tasks.items():
         ctx.true(task.done(), f"{name} did not end in {seconds:g} s, with a deadline of {_TIMEOUT_MS} ms")
     return {name: None if task.cancelled() else task.exception() for name, task in tasks.items()}
+
+
+@check("OPS-9", "QRY-6", "MSG-10", "EVT-5", needs=_E, under=(Dimension.INTERRUPTIONS,))
+async def the_pauses_of_a_reader_count_for_nothing(ctx: Context) -> None:
+    """A reader of any stream that takes longer than the deadline of a call over one record gets all others: a page is a
+    call, and what the reader does between two records is none.
+    """
+    await ctx.store.save_turn(
+        "a",
+        info=samples.info("a"),
+        messages=samples.messages(3),
+        tool_calls=[samples.tool_call(i) for i in range(3)],
+        events=samples.events(3),
+    )
+    for agent_id in ("b", "c"):
+        await ctx.store.save_info(agent_id, samples.info(agent_id))
+
+    async def attempt(longer: int) -> None:
+        store = await hasty(ctx, timeout_ms=_READERS_MS * longer)
+        streams: dict[str, AsyncIterator[Any]] = {
+            "iter_sessions": store.iter_sessions(order="asc"),
+            "iter_messages": store.iter_messages(order="asc"),
+            "iter_tool_calls": store.iter_tool_calls(order="asc"),
+            "read_messages": store.read_messages("a"),
+            "read_events": store.read_events("a"),
+            "follow_events": store.follow_events("a"),
+        }
+        seen = dict.fromkeys(streams, 0)
+        try:
+            for pause_s in (0.0, 1.3 * longer * _READERS_MS / 1000, 0.0):
+                await asyncio.sleep(pause_s)
+                for name, stream in streams.items():
+                    seen[name] += await _is_next(stream, name)
+        finally:
+            for stream in streams.values():
+                await cast(AsyncGenerator[Any, None], stream).aclose()
+        ctx.equal(seen, dict.fromkeys(streams, 3), "how many of three records a reader got who took his time")
+
+    await judged(attempt)
+
+
+_READERS_MS: Final = 1_000
+
+
+async def _is_next(stream: AsyncIterator[Any], name: str) -> int:
+    try:
+        return 1 if await anext(stream, None) is not None else 0
+    except StoreTimeoutError as exc:
+        raise Suspected(f"{name} ended after a pause of its reader that was longer than a deadline: {exc}") from exc

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from typing import Any, Final
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
@@ -99,13 +100,58 @@ async def equal_emits_are_all_kept(ctx: Context) -> None:
 
 @check("EVT-8", "LOCK-5", needs=_E, under=(_D.INSTANCES, _D.ORDERS))
 async def emitters_under_the_lock_go_on_after_one_another(ctx: Context) -> None:
-    """Two instances that emit in turn, each under the agent's lock, give seqs that ascend, however fast they turn."""
+    """Two instances that emit in turn, each under the agent's lock, give seqs that ascend, however fast they turn, and
+    however the lock is held: by the block of the lease, or by the lease that emit or emit_many is given. So they do if
+    one has just emitted without the lock when the other stores a higher seq, and then takes it.
+    """
     stores = (ctx.store, await ctx.another())
     for turn in range(8):
         async with stores[turn % 2].acquire_agent_lock("a", wait_ms=20_000):
             for _ in range(3):
                 await stores[turn % 2].emit("a", "word", {})
     ctx.equal([event.bookmark.seq for event in await _all(ctx.store)], list(range(24)), "the seqs, by offset")
+    for turn, (way, before, stored) in enumerate(itertools.product(_HELD, (False, True), (False, True))):
+        store, other = stores[turn % 2], stores[1 - turn % 2]
+        if before:
+            await _emit_held(store, way, "b")
+        else:
+            await store.emit("b", "free")
+        highest = (await store.emit("b", "free")).bookmark.seq
+        if stored:
+            await other.append_event("b", samples.event(highest + 50))
+        else:
+            await other.emit_many("b", [AgentEvent("progress", "word")] * 3)
+        bookmark = await other.last_bookmark("b")
+        assert bookmark is not None
+        seqs = await _emit_held(store, way, "b")
+        told = (
+            f"the seqs {seqs} of {way}, after a free emit, must follow {bookmark.seq}, stored before the lock was taken"
+        )
+        ctx.true(bookmark.seq < seqs[0] and seqs == sorted(set(seqs)), told)
+
+
+_HELD: Final = ("emits in the block", "emits with fence=", "emit_many in the block", "emit_many with fence=")
+
+
+async def _emit_held(store: ExtendedStore, way: str, agent_id: str) -> list[int]:
+    """The seqs of two events that are emitted under a lease that is taken for them."""
+    lock = store.acquire_agent_lock(agent_id, ttl_ms=600_000, wait_ms=20_000)
+    if "fence" not in way:
+        async with lock:
+            return await _emit_two(store, agent_id, "many" in way)
+    lease = await lock
+    try:
+        return await _emit_two(store, agent_id, "many" in way, fence=lease)
+    finally:
+        await lease.release()
+
+
+async def _emit_two(store: ExtendedStore, agent_id: str, is_many: bool, **given: Any) -> list[int]:
+    if is_many:
+        told = await store.emit_many(agent_id, [AgentEvent("progress", "word")] * 2, **given)
+    else:
+        told = [await store.emit(agent_id, "word", **given) for _ in range(2)]
+    return [event.bookmark.seq for event in told]
 
 
 @check("EVT-8", needs=_E, under=(_D.INSTANCES,))

@@ -125,9 +125,14 @@ async def equal_calls_are_found_each(ctx: Context) -> None:
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
+_NEAR_TEXTS: Final = ("?", "\ud83d", "\ud83e", "\udc00", "\ufffd", "\\ud83d", "\u00e9", "e\u0301", "\0", "\\0")
+"""Texts that an encoder, a hash or a normal form takes for equal, some of them."""
+
+
 def _almost_equal() -> list[Timeline]:
     """Entries that each differ from the first in one thing."""
     data: dict[str, Any] = {"n": 1, "text": "x", "list": [1, {"deep": None}]}
+    keys: list[dict[str, Any]] = [{text: 0} for text in _NEAR_TEXTS]
 
     def entry(
         cursor: int = 3, seq: int = 7, time: int = samples.T0, channel: Any = "progress", kind: str = "t", **more: Any
@@ -139,6 +144,9 @@ def _almost_equal() -> list[Timeline]:
         *(entry(cursor=4), entry(cursor=-3), entry(seq=8), entry(seq=-7), entry(time=samples.T0 + 1), entry(time=0)),
         *(entry(channel="control"), entry(channel="monitor"), entry(kind="T"), entry(kind="t "), entry(kind="")),
         *(entry(n=1.0), entry(n=True), entry(n="1"), entry(n=2), entry(text="X"), entry(text="x "), entry(more=None)),
+        *(entry(text=text) for text in _NEAR_TEXTS),
+        *(entry(**key) for key in keys),
+        *(entry(kind=text) for text in _NEAR_TEXTS),
         *(entry(list=[1, {"deep": False}]), entry(list=[{"deep": None}, 1]), entry(list=[1])),
         Timeline(3, Bookmark(7, samples.T0), AgentEvent("progress", "t", dict(reversed(data.items())))),
     ]

@@ -12,7 +12,20 @@ from kode_conformance.context import Context
 from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, TIMES, Dimension, lengths, text_of, twins
 from kode_conformance.registry import check
 from kode_conformance.settings import Tier
-from kode_conformance.values.fields import Field, Holds, Values, alone, fields_of, full, made, of_agent, put, value_in
+from kode_conformance.values.fields import (
+    EQUAL,
+    NEAR,
+    Field,
+    Holds,
+    Values,
+    alone,
+    fields_of,
+    full,
+    made,
+    of_agent,
+    put,
+    value_in,
+)
 from kode_conformance.values.kinds import Gives, Kind, ReadMethod, kinds
 from kode_core.model import AgentInfo
 from kode_core.protocols import ExtendedStore
@@ -233,35 +246,21 @@ async def unknown_fields_may_have_any_name(ctx: Context) -> None:
     await come_back(ctx, values, shares=True)
 
 
-_EQUAL: Final[dict[Holds, tuple[Any, ...]]] = {
-    Holds.NUMBER: (0, 0.0, -0.0, 0),
-    Holds.JSON: (1, 1.0, True, "1"),
-    Holds.DICT: ({"a": 0, "b": 1}, {"b": 1, "a": 0}, {"b": True, "a": False}, {"b": 1.0, "a": -0.0}),
-    Holds.SPREAD: ({"y": 0, "z": 1}, {"z": 1, "y": 0}, {"z": True, "y": False}, {"z": 1.0, "y": -0.0}),
-}
-"""Python takes them for equal, each and the next, but for the last text."""
-_NEAR: Final[dict[Holds, tuple[Any, ...]]] = {
-    Holds.TEXT: ("\u00e9", "e\u0301"),
-    Holds.KEY: ("\u00e9", "e\u0301"),
-    Holds.WHOLE: (2**53, 2**53 + 1),
-    Holds.TIME: (2**53, 2**53 + 1),
-    Holds.BOOL: (False, True),
-}
-"""Other languages and databases take them for equal."""
-
-
 @check("VAL-1", "MSG-1", "TC-1", "EVT-4", "HIS-1", "INFO-1", under=(_D.EQUALS, _D.CHANGES, _D.INSTANCES))
 async def a_change_of_one_field_is_a_change(ctx: Context) -> None:
     """When one field of a record changes to a value that many comparisons take for equal, such as 1 to 1.0 or to True,
-    or another order of keys, every method stores the new record; an event that differs in this way is another event.
+    another order of keys or another lone surrogate, every method stores the new record; an event that differs in this
+    way is another event.
     """
 
     def records(root: type[Any], equal: int, near: int) -> list[Any]:
-        cells = {**{holds: v[equal] for holds, v in _EQUAL.items()}, **{holds: v[near] for holds, v in _NEAR.items()}}
+        cells = {**{holds: v[equal] for holds, v in EQUAL.items()}, **{holds: v[near] for holds, v in NEAR.items()}}
         fields = [field for field in fields_of(root) if field.holds in cells and _is_own(field)]
         return [put(full(root, i), field, cells[field.holds]) for i, field in enumerate(fields)]
 
     phases = [(0, 0), (1, 0), (2, 0), (3, 1)]
+    if ctx.settings.tier is not Tier.QUICK:
+        phases += [(4, 2), (5, 3)]
     await changes_come_back(ctx, [{root: records(root, *phase) for root in kinds()} for phase in phases])
 
 

@@ -224,7 +224,7 @@ async def see_forks_after_edits(
     ctx: Context, other: ExtendedStore, messages: Sequence[Message], snapshot: Snapshot
 ) -> None:
     """After each kind of edit of the agent p, a fork of the snapshot has the snapshot's messages, and a fork of the
-    first messages has the present ones, with their times and the tool calls that they use.
+    first messages has the present ones, with their times and the tool calls that they use; of "none", none.
     """
     stores = (ctx.store, other)
     for number, (what, edit) in enumerate(in_time(ctx, _edits(messages, snapshot).items())):
@@ -234,6 +234,9 @@ async def see_forks_after_edits(
         times = [one.created_at async for one in other.read_messages("p")]
         used = await other.load_tool_call_records("p")
         assert kept is not None
+        if number % 4 == 3:
+            child = await stores[1 - number % 2].fork("p", snapshot_id="none")
+            ctx.equal(await other.load_messages(child), [], f"the messages of a snapshot of none, after {what}")
         child = await stores[1 - number % 2].fork("p", snapshot_id="s")
         ctx.equal(await ctx.store.load_messages(child), [*kept.messages], f"the messages of the snapshot, after {what}")
         ctx.equal(await other.load_tool_call_records(child), _used(used, kept.messages), f"its calls, after {what}")

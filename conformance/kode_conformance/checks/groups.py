@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from fractions import Fraction
+from random import Random
 from typing import Any, Final
 
 from kode_conformance.context import Context
@@ -20,7 +21,7 @@ from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_conformance.values.many import at_once
 from kode_core.errors import InvalidArgumentError
-from kode_core.model import Message, UnknownBlock
+from kode_core.model import Message, ToolCallRecord, UnknownBlock
 from kode_core.query import MAX_GROUPS, Durations, Group
 
 _D: Final = Dimension
@@ -237,32 +238,61 @@ _DURATIONS: Final[Sequence[Sequence[int | float | None]]] = (
     (1e308, 1e308),
     (5e-324, 5e-324, 1.5),
     (-3, -2.5),
+    (2**53 + 1, 0.25, 0.25),
+    (2**53 + 1, 2**53 + 1, 0.5),
+    (2**53 + 1, 2**53, -1, 0.5, None),
+    (-(2**53) - 1, -(2**53) - 1, -0.5),
+    (2**62 + 1, -(2**62), 0.1),
+    (2**63 - 1, 2**63 - 1, 1e-3, 0.5),
+    (2**53 + 1, 1e308),
 )
 
 
-@check("QRY-11", needs=_Q, under=(_D.NUMBERS, _D.ITEMS))
+def _any_durations(rng: Random) -> Sequence[int | float]:
+    """Whole numbers around a power of two, most of them beyond what a float has, next to fractions."""
+    bits = rng.choice((3, 31, 52, 53, 54, 60))
+    whole = [rng.choice((1, -1)) * (2**bits + rng.randrange(-3, 4)) for _ in range(rng.randrange(1, 6))]
+    return [*whole, *(rng.choice((0.1, 0.25, 0.5, 1.5, -0.5, 0.7 * 2**bits)) for _ in range(rng.randrange(1, 4)))]
+
+
+@check("QRY-11", needs=_Q, under=(_D.NUMBERS, _D.ITEMS, _D.INSTANCES))
 async def durations_are_summed_exactly(ctx: Context) -> None:
-    """Each group has the number, the sum and the greatest of the durations of its calls; a sum of fractions is rounded
-    once; a group without durations has none.
+    """Each group has the number, the sum and the greatest of the durations of its calls, of one agent or of several;
+    a sum of fractions, and of fractions and whole numbers that no float has, is rounded once; a group without durations
+    has none.
     """
-    for i, durations in enumerate(_DURATIONS):
-        calls = [samples.tool_call(j, name=f"n{i}", duration_ms=one) for j, one in enumerate(durations)]
+    other = await ctx.another()
+    cases = [*_DURATIONS, *(_any_durations(ctx.rng) for _ in range(12))]
+    agents: list[list[ToolCallRecord]] = [[], [], [], []]  # the last one has what is beyond all floats together
+    for i, durations in enumerate(cases):
+        for j, one in enumerate(durations):
+            number = 3 if 1e308 in durations else j % 3 if i % 2 else 0
+            call = samples.tool_call(j, name=f"n{i}", duration_ms=one, audit_trail=[])
+            agents[number].append(call.replace(created_at=samples.T0 - _DAY * (number // 3)))
+    for number, calls in enumerate(agents):
         ctx.rng.shuffle(calls)
-        await ctx.store.save_tool_call_records(f"a{i}", calls)
-    await ctx.store.save_tool_call_records("many", [samples.tool_call(j, name="x", duration_ms=j) for j in range(700)])
-    groups = await ctx.store.group_tool_calls("tool_name", durations=True)
+        await ctx.store.save_tool_call_records(f"a{number}", calls)
+    many = [samples.tool_call(j, name="x", duration_ms=j, created_at=samples.T0 + _DAY) for j in range(700)]
+    await ctx.store.save_tool_call_records("many", many)
+    groups = await other.group_tool_calls("tool_name", durations=True)
     found = {one.values["tool_name"]: (one.count, one.durations) for one in groups}
-    ctx.equal(len(found), len(_DURATIONS) + 1, "the number of groups")
-    for i, durations in enumerate(_DURATIONS):
-        wanted = len(durations), _summed([one for one in durations if one is not None])
+    ctx.equal(len(found), len(cases) + 1, "the number of groups")
+    for i, durations in enumerate(cases):
+        wanted = len(durations), _of_calls([call for calls in agents for call in calls if call.name == f"n{i}"])
         ctx.equal(found[f"n{i}"], wanted, f"the calls that took {durations}")
+        if i in (2, 12):
+            groups = await other.group_tool_calls(["state", "day"], tool_name=f"n{i}", durations=True)
+            ctx.equal([(one.count, one.durations) for one in groups], [wanted], f"by state and day, {durations}")
     ctx.equal(found["x"], (700, _summed(range(700))), "700 calls")
-    ways: tuple[Any, ...] = ("agent_id", ["day"])
-    for by in ways:
-        groups = await ctx.store.group_tool_calls(by, tool_name="n2", durations=True)
-        ctx.equal([(one.count, one.durations) for one in groups], [(4, _summed([5, 7, 1]))], f"durations by {by}")
+    wholes = {f"a{number}": _of_calls(calls) for number, calls in enumerate(agents[:3])} | {"many": _of_calls(many)}
+    groups = await ctx.store.group_tool_calls("agent_id", durations=True, created_after=samples.T0)
+    ctx.equal({one.values["agent_id"]: one.durations for one in groups}, wholes, "all durations by agent")
     without = [one.durations for one in await ctx.store.group_tool_calls("agent_id")]
-    ctx.equal(without, [None] * (len(_DURATIONS) + 1), "durations that were not asked for")
+    ctx.equal(without, [None] * (len(agents) + 1), "durations that were not asked for")
+
+
+def _of_calls(calls: Sequence[ToolCallRecord]) -> Durations | None:
+    return _summed([call.duration_ms for call in calls if call.duration_ms is not None])
 
 
 def _summed(known: Sequence[int | float]) -> Durations | None:

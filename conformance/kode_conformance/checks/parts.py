@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
+from kode_conformance.calls.methods import DOCUMENT_METHODS
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension, counts
 from kode_conformance.harness import keeps_documents
@@ -43,10 +44,11 @@ def _part(records: list[Any], last: int | None = None, after: int = -1, before: 
     return part if last is None else part[max(0, len(part) - last) :]
 
 
-@check("MSG-9", "TC-1", needs=_E, under=(_D.ITEMS, _D.NUMBERS, _D.INSTANCES))
+@check("MSG-9", "TC-1", "QRY-8", needs=_E, under=(_D.ITEMS, _D.NUMBERS, _D.INSTANCES, _D.CHANGES))
 async def parts_are_what_the_whole_list_has_there(ctx: Context) -> None:
     """Every part of a list, by each combination of last, after and before, has the records that the whole list has
-    there, for messages and tool calls, in the instance that wrote them and in another.
+    there, for messages and tool calls, in the instance that wrote them and in another; and so it is in an instance that
+    read all parts before the other one made the list longer, shorter or another one.
     """
     stores = [ctx.store, await ctx.another()]
     most = 257 if ctx.settings.tier is Tier.QUICK else 1025
@@ -61,6 +63,48 @@ async def parts_are_what_the_whole_list_has_there(ctx: Context) -> None:
             ctx.equal(await store.load_messages(agent_id, **bounds), _part(messages, **bounds), told)
             found = await store.load_tool_call_records(agent_id, **bounds)
             ctx.equal(found, _part(calls, **bounds), f"{told} tool calls")
+    await _see_parts_of_changes(ctx, stores)
+
+
+_STEPS: Final[Sequence[tuple[str, Mapping[str, Any], int | None, int | None]]] = (
+    ("save_turn", {"messages": samples.messages(4), "tool_calls": [samples.tool_call(i) for i in range(4)]}, 0, 0),
+    ("append_messages", {"messages": samples.messages(3, 10)}, None, None),
+    ("upsert_tool_call_records", {"records": [samples.tool_call(i) for i in (10, 11)]}, None, None),
+    ("append_messages_once", {"messages": {"k": samples.message(20)}}, None, None),
+    ("save_turn", {"append": samples.messages(2, 30), "upsert_tool_calls": [samples.tool_call(30)]}, None, None),
+    ("pop_messages", {"count": 3}, -3, None),
+    ("truncate_messages", {"length": 2}, 2, None),
+    ("save_messages", {"messages": samples.messages(5, 40)}, 0, None),
+    ("save_tool_call_records", {"records": [samples.tool_call(50)]}, None, 0),
+    ("delete", {}, 0, 0),
+    ("append_messages", {"messages": samples.messages(1, 60)}, 0, 0),
+)
+"""Methods that change a list, their arguments, and the end of the messages and of the tool calls that stay."""
+
+_FEW_BOUNDS: Final[Sequence[Mapping[str, Any]]] = (
+    *({"last": 1}, {}, {"last": 2}, {"last": 5}, {"after": 0}, {"after": 3}, {"before": 2}),
+    *({"before": 50, "last": 2}, {"after": 1, "last": 3}, {"after": 2, "before": 6}),
+)
+
+
+async def _see_parts_of_changes(ctx: Context, stores: Sequence[ExtendedStore]) -> None:
+    """After each change both instances, which read the same parts before, give the parts of the new list."""
+    messages: list[Any] = []
+    calls: list[Any] = []
+    steps = [step for step in _STEPS if keeps_documents() or step[0] not in DOCUMENT_METHODS]
+    for number, (method, given, messages_left, calls_left) in enumerate(in_time(ctx, steps)):
+        await getattr(stores[number % 2], method)("changed", **given)
+        fresh = {name: [*one.values()] if isinstance(one, dict) else one for name, one in given.items()}
+        messages = [*messages[:messages_left], *fresh.get("messages", fresh.get("append", ()))]
+        new = fresh.get("tool_calls", fresh.get("upsert_tool_calls", fresh.get("records", ())))
+        calls = [*calls[:calls_left], *new]
+        for store, bounds in itertools.product(stores, _FEW_BOUNDS):
+            told = (
+                f"a part {bounds} after {method}, by {'the same' if store is stores[number % 2] else 'another'} store"
+            )
+            ctx.equal(await store.load_messages("changed", **bounds), _part(messages, **bounds), told)
+            found = await store.load_tool_call_records("changed", **bounds)
+            ctx.equal(found, _part(calls, **bounds), f"{told}, tool calls")
 
 
 @check("MSG-9", needs=_E, tier=Tier.STANDARD, under=(_D.COMPANY, _D.INSTANCES, _D.CHANGES))

@@ -82,7 +82,7 @@ async def _fill(store: ExtendedStore, mark: str, *agents: str) -> None:
         await store.append_events(agent, samples.events(2))
         await store.emit(agent, mark)
         await store.save_snapshot(agent, samples.snapshot(f"s {mark}"))
-        info = samples.info(agent)
+        info = samples.info(agent, lineage=["root", agents[0]])
         await store.save_info(agent, info.replace(metadata={"userId": "u-1", "mark": mark}, template_id="research-v1"))
         if keeps_documents():
             tags: Any = {"tags": {"run": "r1"}} if keeps_tags() else {}
@@ -325,10 +325,10 @@ async def tenants_are_told_apart(ctx: Context) -> None:
         raise Violation(f"a tenant named {name!r:.60} must be refused")
 
 
-@check("SCOPE-3", "FORK-1", needs=_N, under=(_D.INSTANCES, _D.LENGTHS, _D.CHANGES))
+@check("SCOPE-3", "FORK-1", "LIFE-7", "LIFE-8", needs=_N, under=(_D.INSTANCES, _D.LENGTHS, _D.CHANGES))
 async def the_whole_store_has_full_ids(ctx: Context) -> None:
     """The store has a tenant's agents under full ids, and no others begin with its prefix; each reads what the other
-    wrote, with ids, lineages included, as it knows them. An id in a tenant may be as long as others.
+    wrote, or imported, with ids, lineages included, as it knows them. An id in a tenant may be as long as others.
     """
     view = scopes_of(ctx).scoped("acme/eu")
     long = "x" * 256
@@ -353,6 +353,14 @@ async def the_whole_store_has_full_ids(ctx: Context) -> None:
             ctx.equal((info.agent_id, [*info.lineage]), ids, "the ids in an info that the store wrote")
     await settled(ctx)
     ctx.equal([s.agent_id for s in await view.query_sessions(order="asc")], ["a", "child"], "sessions of the view")
+    records = await view.load_agent(child)
+    assert records is not None
+    await view.import_agent("copy", records)
+    for one in (child, "copy"):
+        there = (await view.load_agent(one), await ctx.store.load_agent(f"@acme%2Feu/{one}"))
+        shown_ids = [(agent.agent_id, [*agent.info.lineage]) for agent in there if agent and agent.info]
+        wanted_ids = [(one, ["a"]), (f"@acme%2Feu/{one}", [full["a"]])]
+        ctx.equal(shown_ids, wanted_ids, f"the ids of {one} that is loaded whole, by the view and by the store")
     much = "x" * 257
     await ctx.raises(InvalidArgumentError, view.load_messages(much), "an id that is too long, in a view")
     longest = scopes_of(ctx).scoped("t" * 128)

@@ -170,16 +170,28 @@ async def iterators_know_every_filter(ctx: Context) -> None:
             ctx.equal(found, wanted, f"iter_{kind}({filters})")
 
 
-@check("LIFE-5", needs=_Q, under=(Dimension.ORDERS,))
+@check("LIFE-5", needs=_Q, under=(Dimension.ORDERS, Dimension.COMPANY))
 async def delete_many_knows_every_filter(ctx: Context) -> None:
-    """For each filter delete_many deletes the sessions that the query finds, and leaves all others."""
-    for filters in _SESSIONS:
+    """For each filter delete_many deletes the sessions that the query finds, also of agents that others have locked,
+    and leaves all others.
+    """
+    other = await ctx.another()
+    for number, filters in enumerate(_SESSIONS):
         await _six_agents(ctx)
         matching = {session.agent_id for session in await ctx.store.query_sessions(**filters)}
         ctx.true(0 < len(matching) < 6, f"query_sessions({filters}) must find some and not all")
-        ctx.equal(await ctx.store.delete_many(**filters), len(matching), f"what delete_many({filters}) returns")
+        locked = (
+            sorted(matching)[-1 - number % len(matching)]
+            if number % 2 and hasattr(other, "acquire_agent_lock")
+            else None
+        )
+        lease = await other.acquire_agent_lock(locked, ttl_ms=600_000) if locked is not None else None
+        told = f"what delete_many({filters}) returns, while another store has the lock of {locked}"
+        ctx.equal(await ctx.store.delete_many(**filters), len(matching), told)
         left = [f"a{i}" for i in range(6) if f"a{i}" not in matching]
         ctx.equal(list(await ctx.store.list()), left, f"who is left after delete_many({filters})")
+        if lease is not None:
+            await lease.release()
 
 
 @check("EVT-7", under=(Dimension.ORDERS, Dimension.COMPANY))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
-from kode_conformance.calls.fenced import FencedWrite, fenced_writes, idle_writes
+from kode_conformance.calls.fenced import FENCED_METHODS, FencedWrite, fenced_writes, idle_writes
+from kode_conformance.calls.methods import calls_of, drive_pages
 from kode_conformance.checks.forks import see_forks_after_edits
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
@@ -62,6 +64,44 @@ async def versions_change_with_every_write_and_never_return(ctx: Context) -> Non
                 ctx.true(after not in seen and after != absent, f"{told} was there before: {seen.get(after)}")
     session = await other.load_session("a")
     ctx.equal(session, None, "the session of an agent that was deleted")
+
+
+@check("VER-1", "INFO-2", needs=_E, under=(_D.ORDERS, _D.INSTANCES))
+async def calls_that_write_nothing_leave_the_version(ctx: Context) -> None:
+    """A call of every method that reads, forks, copies or finds nothing to delete, a create_agent and an import_agent
+    that are refused, and a lease that is taken, renewed and released leave the version of an agent and its updated_at.
+    """
+    other = await ctx.another()
+    await fill(ctx.store, "a")
+
+    async def see_none(what: str) -> None:
+        session = await other.load_session("a")
+        found = (await ctx.store.load_version("a"), session and session.version, session and session.updated_at)
+        ctx.equal(found, before, f"the version, that of the session and updated_at after {what}")
+
+    first = await other.load_session("a")
+    assert first is not None
+    before = (first.version, first.version, first.updated_at)
+    for number, store in enumerate((ctx.store, other)):
+        lease = await store.acquire_agent_lock("a", ttl_ms=600_000)
+        await see_none("its lock was taken")
+        for _ in range(2):
+            await lease.renew()
+            await see_none("its lease was renewed")
+        await lease.release()
+        await see_none("its lease was released")
+        async with store.acquire_agent_lock("a", ttl_ms=600_000) as inside:
+            await inside.renew()
+        await see_none("the block of its lease")
+        for name, call in calls_of(store, "a", str(ctx.folder / f"copy-{number}")).items():
+            if name in (*_WRITING, "acquire_agent_lock", "follow_events") or (number and not name.startswith("load")):
+                continue
+            with suppress(KodeError):
+                await drive_pages(call.method, call.arguments)
+            await see_none(name)
+
+
+_WRITING: Final = frozenset(FENCED_METHODS) - {"create_agent", "import_agent"}
 
 
 @check("VER-1", "MSG-6", needs=_E, under=(_D.CHANGES, _D.INSTANCES))
@@ -257,18 +297,23 @@ async def a_snapshot_can_be_deleted(ctx: Context) -> None:
     ctx.equal(len(await other.list_snapshots("a")), 3, "the number after it was saved again")
 
 
-@check("FORK-4", "FORK-1", needs=_E, under=(_D.CHANGES, _D.INSTANCES, _D.ITEMS))
+@check("FORK-4", "FORK-1", "TC-2", needs=_E, under=(_D.CHANGES, _D.INSTANCES, _D.ITEMS, _D.EQUALS))
 async def a_fork_begins_where_it_is_told(ctx: Context) -> None:
-    """A fork of the first messages, or of a snapshot, has these with their times, the tool calls that they use, and the
-    documents, also after any edit of the list since; a fork without either has everything.
+    """A fork of the first messages, or of a snapshot, that may have none, has these with their times, all tool calls
+    whose ids they use, however often an id repeats, and the documents, also after any edit of the list since; a fork
+    without either has everything.
     """
     other = await ctx.another()
-    messages = [samples.message(0), Message("assistant", [ToolUseBlock("used", "t", {})]), *samples.messages(70, 2)]
+    use = Message("assistant", [ToolUseBlock("used", "t", {})])
+    messages = [samples.message(0), use, *samples.messages(70, 2), use]
     await fill(ctx.store, "p")
-    calls = [samples.tool_call(0, id="used"), samples.tool_call(1, id="late")]
+    ids = ("used", "late", "used", "late", "used")
+    calls = [samples.tool_call(i, id=name) for i, name in enumerate(ids)]
+    calls.insert(4, calls[2])
     snapshot = samples.snapshot("s").replace(messages=messages[:3])
     await ctx.store.save_turn("p", messages=messages, tool_calls=calls)
     await ctx.store.save_snapshot("p", snapshot)
+    await ctx.store.save_snapshot("p", samples.snapshot("none", count=0))
     times = [one.created_at async for one in other.read_messages("p")]
     for n, length in enumerate((0, 1, 2, 65, len(messages))):
         child = await ctx.store.fork("p", f"c{n}", length=length)
@@ -276,9 +321,13 @@ async def a_fork_begins_where_it_is_told(ctx: Context) -> None:
         ctx.equal(await other.load_messages(child), messages[:length], f"the first {length} messages")
         found = [one.created_at async for one in other.read_messages(child)]
         ctx.equal(found, times[:length], f"the times of the first {length}")
-        ctx.equal(await other.load_tool_call_records(child), calls[:1] if length > 1 else [], "the calls they use")
-    taken = await other.fork("p", snapshot_id="s")
-    ctx.equal(await ctx.store.load_messages(taken), messages[:3], "the messages of the snapshot")
+        used = [call for call in calls if call.id == "used" and length > 1]
+        ctx.equal(await other.load_tool_call_records(child), used, f"the calls that the first {length} use")
+    for name, wanted in (("s", messages[:3]), ("none", [])):
+        taken = await other.fork("p", snapshot_id=name)
+        ctx.equal(await ctx.store.load_messages(taken), wanted, f"the messages of the snapshot {name!r}")
+        used = [call for call in calls if call.id == "used" and wanted]
+        ctx.equal(await ctx.store.load_tool_call_records(taken), used, f"the calls that the snapshot {name!r} uses")
     whole = await other.fork("p", "whole")
     mine, its = await dump(ctx, "p"), await dump(ctx, whole)
     for kind in ("messages", "tool calls", "todos", "media", "snapshot"):

@@ -20,7 +20,21 @@ from kode_conformance.values.samples import T0
 from kode_core.model import AgentInfo, UnknownBlock
 from kode_core.model.content import BLOCKS
 
-__all__ = ["Field", "Holds", "Values", "alone", "fields_of", "full", "made", "of_agent", "put", "rows", "value_in"]
+__all__ = [
+    "EQUAL",
+    "NEAR",
+    "Field",
+    "Holds",
+    "Values",
+    "alone",
+    "fields_of",
+    "full",
+    "made",
+    "of_agent",
+    "put",
+    "rows",
+    "value_in",
+]
 
 
 class Holds(Enum):
@@ -297,3 +311,24 @@ def _cell(of_fields: Sequence[Sequence[Any]], row: int, field: Field) -> Any:
     if not found or (field.holds is Holds.KEY and row >= len(found)):  # each key once: a repeated one replaces
         return _plain(field, row)
     return found[(row + field.number) % len(found)]
+
+
+_LONE: Final = ("x\ud83d", "x\udc00")
+_COUNTS: Final[tuple[dict[str, Any], ...]] = (
+    *({"y": 0, "z": 1}, {"z": 1, "y": 0}, {"z": True, "y": False}, {"z": 1.0, "y": -0.0}),
+    *({"y": [text], text: 0} for text in _LONE),
+)
+EQUAL: Final[dict[Holds, tuple[Any, ...]]] = {
+    Holds.NUMBER: (0, 0.0, -0.0, 0, 2.0**24, 2.0**24 + 1),
+    Holds.JSON: (1, 1.0, True, "1", *_LONE),
+    **dict.fromkeys((Holds.DICT, Holds.SPREAD), _COUNTS),
+}
+"""Python takes the first ones for equal, each and the next; other languages, encoders and hashes the last two."""
+NEAR: Final[dict[Holds, tuple[Any, ...]]] = {
+    Holds.TEXT: ("\u00e9", "e\u0301", *_LONE),
+    Holds.KEY: ("\u00e9", "e\u0301", "k", "\u212a"),
+    Holds.WHOLE: (2**53, 2**53 + 1, -(2**63), -(2**63) + 1),
+    Holds.TIME: (2**53, 2**53 + 1, -(2**63), -(2**63) + 1),
+    Holds.BOOL: (False, True, False, True),
+}
+"""Other languages and databases take them for equal."""

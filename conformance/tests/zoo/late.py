@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from kode_conformance.context import Context
 from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import mutant
+from kode_core.errors import StoreTimeoutError
 from kode_core.model import StoredEvent
 from kode_core.store import EngineStore
 
@@ -80,3 +83,34 @@ class ForksByTwentyFive(EngineStore):
             forks += await super().batch_fork(agent_id, min(25, count - start))
             await asyncio.sleep(0.01)
         return forks
+
+
+async def _reads_slowly(ctx: Context) -> object:
+    store = await ctx.another(timeout_ms=1_000)
+    await store.append_messages("a", samples.messages(3))
+    found = []
+    try:
+        async for message in store.read_messages("a"):
+            found.append(message.position)
+            await asyncio.sleep(0.6)
+    except StoreTimeoutError:
+        found.append(-1)
+    return found
+
+
+@mutant(
+    "OPS-9",
+    killed_by="the_pauses_of_a_reader_count_for_nothing",
+    source="async with asyncio.timeout(…) around the loop of an async generator, which yields inside it",
+    witness=_reads_slowly,
+)
+class TimesTheReaderOfMessages(EngineStore):
+    """Ends the stream of messages once its reader has taken longer than the deadline of a call."""
+
+    async def read_messages(self, agent_id: str, **part: Any) -> AsyncIterator[Any]:  # type: ignore[override]
+        start = time.monotonic()
+        async with aclosing(super().read_messages(agent_id, **part)) as stream:  # type: ignore[type-var]
+            async for message in stream:
+                if time.monotonic() - start > self._context.timeout:
+                    raise StoreTimeoutError("the stream was not done in time")
+                yield message

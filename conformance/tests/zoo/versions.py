@@ -10,8 +10,9 @@ from kode_conformance.context import Context
 from kode_conformance.values import samples
 from msgspec.structs import replace
 
-from conformance.tests.zoo.base import mutant
+from conformance.tests.zoo.base import MemoryLayer, mutant
 from conformance.tests.zoo.witnesses import seen, talk
+from kode_core.batch import ListKind
 from kode_core.errors import AgentNotFoundError, ConflictError
 from kode_core.model import AgentInfo, Message, ToolUseBlock
 from kode_core.query import Session
@@ -36,6 +37,30 @@ class VersionIsTheLength(EngineStore):
 
     async def load_version(self, agent_id: str) -> str:
         return f"{len(await self.load_messages(agent_id))}"
+
+
+async def _locked(ctx: Context) -> object:
+    await ctx.store.save_messages("a", talk("1"))
+    before = await ctx.store.load_version("a")
+    await (await ctx.store.acquire_agent_lock("a")).release()
+    return before == await ctx.store.load_version("a")
+
+
+@mutant(
+    "VER-1",
+    killed_by="calls_that_write_nothing_leave_the_version",
+    source="UPDATE agents SET locked_by = ?, version = version + 1 WHERE id = ?: one row has the lock and the version",
+    witness=_locked,
+)
+class LocksMoveTheVersion(MemoryLayer):
+    """Changes the version of an agent when its lock is taken."""
+
+    async def acquire_lease(self, agent_id: str, owner: str, ttl_ms: int) -> Any:
+        token = await super().acquire_lease(agent_id, owner, ttl_ms)
+        state = self.space.states.get(agent_id)
+        if token is not None and state is not None and state.lists[ListKind.MESSAGES].version:
+            state.lists[ListKind.MESSAGES].version += 1
+        return token
 
 
 @mutant(
