@@ -79,7 +79,7 @@ def prepare_streams() -> None:
 def console(stream: TextIO) -> Console:
     """A console on *stream* that takes text as it is: no markup, no emoji names, no highlighting."""
     size: tuple[int | None, int | None] = (None, None) if stream.isatty() else (_PIPED_WIDTH, None)
-    if stream.isatty() and stream is sys.stdout:  # of a dumb terminal rich says 80 columns, however wide it is
+    if stream.isatty() and sys.stdout.isatty():  # of a dumb terminal rich says 80 columns, however wide it is
         size = shutil.get_terminal_size()
     return Console(file=stream, width=size[0], height=size[1], highlight=False, markup=False, emoji=False)
 

@@ -198,9 +198,9 @@ _PRUNES: Final[Sequence[tuple[Mapping[str, Any], int]]] = (({"events_before": 2*
     under=(_D.CHANGES, _D.ORDERS, _D.EQUALS, _D.INSTANCES),
 )
 async def logs_go_on_after_every_prune(ctx: Context) -> None:
-    """Wherever the event of the last bookmark stands among those that a prune removes, and whichever instance prunes,
-    the next offsets are new, in every instance and after reopening; a pruned event is stored again by each method and
-    instance, also by the one that appended it before, and a kept event has its offset still.
+    """The next offsets are new after a prune by any instance, whether the event of the last bookmark comes before the
+    removed events, among them or after them, in every instance and after reopening. A pruned event is stored again by
+    each method and instance, also by the one that appended it before, and a kept event has its offset still.
     """
     stores, given = (ctx.store, await ctx.another()), dict[str, list[int]]()
     cases = list(itertools.product((0, 3, 5), _APPENDS.items(), (0, 1)))  # each second one has the other instance prune

@@ -66,9 +66,7 @@ def _marked_arguments(write: FencedWrite) -> dict[str, Any]:
 _UNMARKED: Final = ("channel", "collection", "key")
 
 
-@check(
-    "OPS-12", "OPS-4", needs=_E, absence_ok=True, under=(Dimension.DAMAGE, Dimension.INTERRUPTIONS, Dimension.CHANGES)
-)
+@check("OPS-12", "OPS-4", needs=_E, under=(Dimension.DAMAGE, Dimension.INTERRUPTIONS, Dimension.CHANGES))
 async def contents_are_told_to_nobody(ctx: Context) -> None:
     """No content of a record, of any kind and field, stored or refused, is in an error, a log, a repr, a report of
     health or metrics, or an issue: not when values are refused, leases are lost, versions have changed, an agent exists

@@ -178,7 +178,7 @@ async def _ended(
 @check("OPS-9", "QRY-6", "MSG-10", "EVT-5", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def the_pauses_of_a_reader_count_for_nothing(ctx: Context) -> None:
     """A reader of any stream that takes longer than the deadline of a call over one record gets all others: a page is a
-    call, and what the reader does between two records is none.
+    call, and the reader's time between two records is no part of one.
     """
     await ctx.store.save_turn(
         "a",

@@ -89,13 +89,13 @@ def _others() -> Mapping[str, _Give]:
         "update_info": lambda store, value: store.update_info("a", {"new": value}),
         "create_agent": lambda store, value: store.create_agent("b", samples.info("b", metadata={"new": value})),
         "replace_message": lambda store, value: store.replace_message("a", 0, _message(value)),
-        "append_messages_once": lambda store, value: store.append_messages_once("a", {"k": _message(value)}),
         "import_agent": lambda store, value: store.import_agent("b", _records(value)),
         "emit": lambda store, value: store.emit("a", "type", {"new": value}),
         "emit_many": lambda store, value: store.emit_many("a", [AgentEvent("progress", "type", {"new": value})]),
     }
     if keeps_documents():
         asked |= {
+            "append_messages_once": lambda store, value: store.append_messages_once("a", {"k": _message(value)}),
             "put_document": lambda store, value: store.put_document("a", "c", "k", value),
             "write_documents": lambda store, value: store.write_documents("a", [PutDocument("c", "k", value)]),
             "save_turn(documents=)": lambda store, value: store.save_turn(
@@ -115,9 +115,6 @@ def _records(value: Any) -> AgentRecords:
 
 _TEXTS: Final[Mapping[str, _Give]] = {
     "the text of replace_message": lambda store, text: store.replace_message("a", 0, samples.message(text=text)),
-    "the text of append_messages_once": lambda store, text: store.append_messages_once(
-        "a", {"k": samples.message(text=text)}
-    ),
     "template_id of create_agent": lambda store, text: store.create_agent("b", samples.info("b", template_id=text)),
     "the type of emit": lambda store, text: store.emit("a", text),
     "a key of update_info": lambda store, text: store.update_info("a", {"sound": 1, text: 2}),

@@ -249,7 +249,7 @@ _DURATIONS: Final[Sequence[Sequence[int | float | None]]] = (
 
 
 def _any_durations(rng: Random) -> Sequence[int | float]:
-    """Whole numbers around a power of two, most of them beyond what a float has, next to fractions."""
+    """Whole numbers around a power of two, most of which floats would round, next to fractions."""
     bits = rng.choice((3, 31, 52, 53, 54, 60))
     whole = [rng.choice((1, -1)) * (2**bits + rng.randrange(-3, 4)) for _ in range(rng.randrange(1, 6))]
     return [*whole, *(rng.choice((0.1, 0.25, 0.5, 1.5, -0.5, 0.7 * 2**bits)) for _ in range(rng.randrange(1, 4)))]
@@ -263,7 +263,7 @@ async def durations_are_summed_exactly(ctx: Context) -> None:
     """
     other = await ctx.another()
     cases = [*_DURATIONS, *(_any_durations(ctx.rng) for _ in range(12))]
-    agents: list[list[ToolCallRecord]] = [[], [], [], []]  # the last one has what is beyond all floats together
+    agents: list[list[ToolCallRecord]] = [[], [], [], []]  # the sums of the last one are beyond all floats
     for i, durations in enumerate(cases):
         for j, one in enumerate(durations):
             number = 3 if 1e308 in durations else j % 3 if i % 2 else 0

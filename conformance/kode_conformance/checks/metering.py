@@ -119,7 +119,7 @@ async def each_failure_is_counted_once_and_as_nothing_else(ctx: Context) -> None
 
 
 async def _conflicts(store: ExtendedStore) -> Mapping[str, Callable[[], Awaitable[object]]]:
-    """Calls that are refused because of what is stored, by name."""
+    """Calls that the stored records refuse, by name."""
     for agent_id in ("c", "d"):
         await store.save_info(agent_id, samples.info(agent_id))
     stale = await store.load_version("c")

@@ -288,7 +288,7 @@ async def every_read_sees_how_a_cancelled_write_ended(ctx: Context) -> None:
 
 
 async def _read_under_way(ctx: Context, store: ExtendedStore, held: _Held, write: FencedWrite) -> Any:
-    """The results of the reads that ended before the commit of a cancelled write, and of those that ended after it."""
+    """The results of the reads that ended before the commit of a cancelled write, and of all later reads."""
     held.came.clear()
     held.is_open.clear()
     call = asyncio.ensure_future(write.act(store, "a"))
