@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from kode_core.batch import AgentSummary, Doc, DocKind, Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
-from kode_core.engine import check_any_of
+from kode_core.engine import Engine, check_any_of
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
 from kode_core.ids import MAX_AGENT_ID_BYTES, can_begin, is_shortened, plain_text, prefix_end, row_name
 from kode_core.large import decode_in_slices, decode_list_in_slices, decode_run_in_slices
@@ -48,7 +48,7 @@ from kode_core.store.rows import LISTS
 from kode_core.store.steps import checked_flag
 from kode_core.tenants import seen_from
 
-__all__ = ["Reader", "Search", "decoded_info", "left_out_of", "session_of", "stored_message", "stored_tool_call"]
+__all__ = ["Reader", "Search", "decoded_info", "is_stored", "left_out_of", "session_of", "stored_message", "stored_tool_call"]
 
 log = logging.getLogger("kode_core")
 
@@ -180,6 +180,16 @@ class Reader:
             if not page or (end is not None and page[-1] >= end):
                 return
             after = page[-1]
+
+
+async def is_stored(engine: Engine, agent_id: str) -> bool:
+    """Whether a record of any kind is stored for the agent; a page of ids is read, however many begin with this one."""
+    after = _below(agent_id)
+    while page := await engine.stored_ids(after, 2):
+        if agent_id in page or page[-1] > agent_id:
+            return agent_id in page
+        after = page[-1]
+    return False
 
 
 def _below(prefix: str) -> str | None:
