@@ -173,7 +173,7 @@ def _text_search(size: StorageSize) -> str:
     if size.texts_waiting is None:
         return "reads the messages that other filters leave"
     waiting = f", {count(size.texts_waiting, 'message')} not in it yet" if size.texts_waiting else ""
-    kept = "; it keeps parts of deleted messages until kode text-index rebuild" if size.texts_of_deleted else ""
+    kept = "; parts of deleted messages may be left in it, until kode text-index rebuild" if size.texts_of_deleted else ""
     return f"index{waiting}{kept}"
 
 
