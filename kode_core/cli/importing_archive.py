@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
+from kode_core.authoring.encodings import unmarked
 from kode_core.cli.moving import Told
 from kode_core.cli.opening import open_store
 from kode_core.cli.queries import run
@@ -17,6 +18,7 @@ from kode_core.moving.importing import check_header
 __all__ = ["import_agents", "is_archive"]
 
 _BEGIN: Final = b'{"kode":'
+_READ: Final = 16
 
 
 def is_archive(source: str) -> bool:
@@ -25,10 +27,10 @@ def is_archive(source: str) -> bool:
         return True
     try:
         with Path(source).open("rb") as file:
-            begin = file.read(len(_BEGIN))
-    except OSError:
+            begin = unmarked(file.read(_READ))
+    except (OSError, UnicodeError):
         return False
-    return begin == _BEGIN or begin.startswith(MAGIC)
+    return begin.startswith((_BEGIN, MAGIC))
 
 
 def import_agents(

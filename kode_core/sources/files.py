@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from kode_core.authoring.encodings import decoded
 from kode_core.authoring.paths import local_path, working_folder
 from kode_core.authoring.values import named
 from kode_core.errors import ConfigurationError
@@ -121,7 +122,7 @@ _NAMES_US: Final = re.compile(
 def _has_our_table(project: Path) -> bool:
     """True if a ``pyproject.toml`` configures stores; the file of another project may be malformed."""
     try:
-        text = project.read_text(encoding="utf-8", errors="replace")
+        text = project.read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
         return False
     if _NAMES_US.search(text) is None:
@@ -141,12 +142,11 @@ def _toml(path: Path) -> dict[str, Any]:
     try:
         import tomllib
 
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(decoded(path.read_bytes()))
     except OSError as exc:
         problem = f"cannot be read: {exc.strerror}"
-    except UnicodeDecodeError:
-        problem = "is not TOML: it is not UTF-8"
+    except UnicodeError as exc:
+        problem = f"is not TOML: {exc}"
     except RecursionError:
         problem = "is not TOML: it nests too deep"
     except tomllib.TOMLDecodeError as exc:  # its message may quote a key or a value
