@@ -135,7 +135,10 @@ def import_file(
     if form == _ARCHIVE:
         sdk_options = {"files": files is not None, "no_files": no_files, "recover_from_snapshots": recover}
         _refuse(form, template=template is not None, prefix=prefix is not None, **sdk_options)
-        existing = existing or ("replace" if replace else "refuse")
+        if existing is None:
+            existing = "replace" if replace else "refuse"
+        elif replace:
+            raise InvalidArgumentError("--existing says what --replace says: give one of them")
         archive.import_agents(source, store, report, existing=existing, skip_damaged=skip_damaged, dry_run=dry_run)
         return
     _refuse(form, existing=existing is not None)

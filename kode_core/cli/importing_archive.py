@@ -14,6 +14,7 @@ from kode_core.cli.queries import run
 from kode_core.moving import CopyReport, import_archive
 from kode_core.moving.files import MAGIC
 from kode_core.moving.importing import check_header
+from kode_core.moving.outcomes import checked_existing
 
 __all__ = ["import_agents", "is_archive"]
 
@@ -37,10 +38,10 @@ def import_agents(
     source: str, target: str | None, report: Path | None, *, existing: str, skip_damaged: bool, dry_run: bool
 ) -> None:
     """Import the agents, and print the outcome; with *dry_run* no store is opened."""
+    how = {"existing": checked_existing(existing), "skip_damaged": skip_damaged}
     if source != "-":
         run(check_header(source))  # before an empty store is created
     told = Told("would import" if dry_run else "imported", report)
-    how = {"existing": existing, "skip_damaged": skip_damaged}
     told.end(run(_import(source, target, told, how, dry_run=dry_run)))
 
 
