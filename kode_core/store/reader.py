@@ -48,7 +48,16 @@ from kode_core.store.rows import LISTS
 from kode_core.store.steps import checked_flag
 from kode_core.tenants import seen_from
 
-__all__ = ["Reader", "Search", "decoded_info", "is_stored", "left_out_of", "session_of", "stored_message", "stored_tool_call"]
+__all__ = [
+    "Reader",
+    "Search",
+    "decoded_info",
+    "is_stored",
+    "left_out_of",
+    "session_of",
+    "stored_message",
+    "stored_tool_call",
+]
 
 log = logging.getLogger("kode_core")
 

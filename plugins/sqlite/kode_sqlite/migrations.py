@@ -103,7 +103,9 @@ def _tables() -> frozenset[str]:
 
 
 def _found(db: sqlite3.Connection) -> set[str]:
-    return {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB 'kode_*'")}
+    return {
+        name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB 'kode_*'")
+    }
 
 
 def see_tables(db: sqlite3.Connection, path: str) -> None:
