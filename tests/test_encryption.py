@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from kode_conformance import load_checks, run_check
@@ -39,6 +39,7 @@ from kode_core import (
     create_extended_store,
     from_dict,
 )
+from kode_core.batch import ListKind, ListRows
 from kode_core.errors import DecryptionError
 from kode_core.layers import Layer
 from kode_core.layers.bodies import BodyLayer
@@ -647,6 +648,42 @@ async def test_a_fork_of_others_is_not_passed_over(backend: str) -> None:
     async with opened(backend, {"new": NEW}) as store:
         texts = {one: [m.text for m in await store.load_messages(one)] for one in await store.list()}
         assert list(texts.values()) == [["z", "more"], ["y"], ["z", "more"]]
+
+
+class Read(Layer):
+    """Notes whose messages are read, below the encryption."""
+
+    agents: ClassVar[list[str]] = []
+
+    async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+        if kind is ListKind.MESSAGES and limit > 1:
+            Read.agents.append(agent_id)
+        return await self.inner.rows_at(agent_id, kind, start, limit)
+
+
+async def test_a_rekey_reads_agents_once() -> None:
+    """The second pass reads those again whose ids are near the id of an agent that came or went meanwhile."""
+    names = [f"a{n:03}" for n in range(450)]
+    ring: Any = {"new": NEW, "old": OLD}
+    async with create_extended_store("sqlite:///a.db", layers=[encrypted(ring)]) as store:
+        for name in names:
+            await store.append_messages(name, [Message.user("x")])
+
+    def change(number: int, _: None) -> None:
+        if number == 450 and meanwhile:
+            with open_store("sqlite:///a.db", layers=[encrypted(ring)]) as other:
+                other.append_messages("a300b", [Message.user("x")])
+                other.delete("a449")
+                meanwhile.clear()
+
+    for meanwhile in ([], [1]):
+        async with create_extended_store("sqlite:///a.db", layers=[Read, encrypted(ring)]) as store:
+            Read.agents.clear()
+            result = await rekey(store, progress=change)
+            assert (result.agents, result.records, result.left) == (450, 0, {})
+        assert Read.agents[:450] == names
+        near = [*names[200:301], "a300b", *names[301:449]] if len(Read.agents) > 450 else []
+        assert Read.agents[450:] == near
 
 
 async def test_a_rekey_ends_though_others_write_under_the_old_key() -> None:
