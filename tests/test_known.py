@@ -12,6 +12,7 @@ from kode_core import AgentNotFoundError, Message
 from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.cli.known import is_known, require_agent
 from kode_core.engine import Engine
+from kode_core.ids import can_begin
 from kode_core.layers import Layer
 from kode_core.query import Within
 from kode_core.store.facade import EngineStore
@@ -90,6 +91,13 @@ async def test_an_engine_without_ranges_has_near_ids() -> None:
         await old.save_info("agt-0001", samples.info("agt-0001"))
         with pytest.raises(AgentNotFoundError, match="did you mean 'agt-0001'"):
             await require_agent(old, "agt-00011")
+
+
+def test_no_id_begins_with_a_longer_text() -> None:
+    """Engines that bound the length of a key, as DynamoDB does, are not asked for such a range."""
+    assert can_begin("x" * 300) and can_begin("\U0010ffff" * 75)
+    for text in ("x" * 301, "\U0010ffff" * 76, "\0", "\ud800"):
+        assert not can_begin(text)
 
 
 def test_the_end_of_a_range_is_above_all_ids() -> None:
