@@ -180,6 +180,17 @@ def test_a_file_of_stores_is_read_once(
     assert options_of(resolve())["db_path"] == "./data/agents.db"
 
 
+def test_a_file_that_cannot_be_read_now_is_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may have no descriptor left for a moment; nothing is remembered of that."""
+    file = write(tmp_path / "pyproject.toml", '[tool.kode.stores.default]\ntype = "memory"\n')
+    monkeypatch.setattr(files, "_SETTLED_NS", 0)
+    read = Path.read_text
+    with monkeypatch.context() as without:
+        without.setattr(Path, "read_text", lambda path, **how: open("/no/such/file") if path == file else read(path))
+        assert resolve().backend.name == "sqlite"
+    assert resolve().backend.name == "memory"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
