@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -182,11 +183,14 @@ def test_a_file_of_stores_is_read_once(
 
 def test_a_file_that_cannot_be_read_now_is_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process may have no descriptor left for a moment; nothing is remembered of that."""
-    file = write(tmp_path / "pyproject.toml", '[tool.kode.stores.default]\ntype = "memory"\n')
+    write(tmp_path / "pyproject.toml", '[tool.kode.stores.default]\ntype = "memory"\n')
     monkeypatch.setattr(files, "_SETTLED_NS", 0)
-    read = Path.read_text
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise OSError(errno.EMFILE, "too many open files")
+
     with monkeypatch.context() as without:
-        without.setattr(Path, "read_text", lambda path, **how: open("/no/such/file") if path == file else read(path))
+        without.setattr(Path, "read_text", fail)
         assert resolve().backend.name == "sqlite"
     assert resolve().backend.name == "memory"
 

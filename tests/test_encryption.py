@@ -669,6 +669,8 @@ async def test_a_rekey_reads_agents_once() -> None:
         for name in names:
             await store.append_messages(name, [Message.user("x")])
 
+    meanwhile: list[int] = []
+
     def change(number: int, _: None) -> None:
         if number == 450 and meanwhile:
             with open_store("sqlite:///a.db", layers=[encrypted(ring)]) as other:
@@ -676,14 +678,14 @@ async def test_a_rekey_reads_agents_once() -> None:
                 other.delete("a449")
                 meanwhile.clear()
 
-    for meanwhile in ([], [1]):
+    for changes in (0, 1):
+        meanwhile += [1] * changes
         async with create_extended_store("sqlite:///a.db", layers=[Read, encrypted(ring)]) as store:
             Read.agents.clear()
             result = await rekey(store, progress=change)
             assert (result.agents, result.records, result.left) == (450, 0, {})
         assert Read.agents[:450] == names
-        near = [*names[200:301], "a300b", *names[301:449]] if len(Read.agents) > 450 else []
-        assert Read.agents[450:] == near
+        assert Read.agents[450:] == ([*names[200:301], "a300b", *names[301:449]] if changes else [])
 
 
 async def test_a_rekey_ends_though_others_write_under_the_old_key() -> None:
