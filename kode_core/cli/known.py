@@ -10,7 +10,7 @@ from kode_core.nearby import agent_not_found
 from kode_core.protocols import ExtendedStore
 from kode_core.query import Within
 from kode_core.store.layered import layers_of
-from kode_core.store.reader import is_stored
+from kode_core.store.stored_ids import is_stored
 
 __all__ = ["is_known", "require_agent", "require_agents"]
 
