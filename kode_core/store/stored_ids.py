@@ -1,4 +1,4 @@
-"""Stored ids from a text on: those that begin with it, and whether there is one such id."""
+"""Looks for stored ids: where the ids with a prefix begin, and whether an id is among them."""
 
 from __future__ import annotations
 
