@@ -112,6 +112,16 @@ async def test_wrong_options(arguments: tuple[str, ...], says: str, tmp_path: Pa
     assert not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pipes have no names there")
+@pytest.mark.parametrize("form", [(), ("--from", "archive")])
+def test_a_source_that_is_a_pipe(form: tuple[str, ...], tmp_path: Path) -> None:
+    """It would be looked at, and then read without what was seen; nobody waits for its other end."""
+    os.mkfifo(tmp_path / "pipe")
+    _, err = kode("import", "pipe", *form, "--store", "sqlite:///new.db", code=2)
+    assert err.startswith("error: pipe is a pipe or a device, and would be read twice: write it into a file, or give -")
+    assert not (tmp_path / "new.db").exists()
+
+
 async def test_a_copy_of_an_agent_that_is_not_there(tmp_path: Path) -> None:
     """It is refused before the target is made; --delete may be for its sake, and says so."""
     await filled("sqlite:///old.db", 3)
