@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -41,6 +42,9 @@ def _is_missing(name: str) -> bool:
 
 _MISSING = [folder for folder, name in FRAMEWORKS.items() if _is_missing(name)]
 collect_ignore = [f"plugins/{folder}" for folder in _MISSING]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background of a script ignores Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the processes that tests interrupt would inherit it
 
 settings.register_profile("kode", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kode")  # a busy machine is no finding

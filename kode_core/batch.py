@@ -263,7 +263,7 @@ class Batch(_Value, frozen=True, kw_only=True):
         expect_nothing: precondition, for an engine that :func:`kode_core.engine.checks_demands`: the agent has no info,
             no rows, no documents, but for layers' and the core's, and no events. Its lists may have versions.
         delete: remove everything that is stored for the agent, except the lease, before the rest of the batch is
-            applied.
+            applied. The preconditions are those of the agent before.
         drop_events: events to remove, for an engine that :func:`kode_core.engine.drops_events`.
     """
 

@@ -21,6 +21,8 @@ __all__ = [
     "MAX_DOCUMENT_KEY_BYTES",
     "MAX_FULL_ID_BYTES",
     "MAX_KEY_BYTES",
+    "NOT_TEXT",
+    "SURROGATE",
     "can_begin",
     "check_agent_id",
     "check_collection",
@@ -48,7 +50,9 @@ COLLECTION_CHARACTERS: Final = "A-Za-z0-9._-"
 
 _CROCKFORD: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 _UNSAFE_IN_INDEX: Final = re.compile("[\0\n\\\\\ud800-\udfff]")
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+SURROGATE: Final = re.compile("[\ud800-\udfff]")
+NOT_TEXT: Final = re.compile("[\0\ud800-\udfff]")
+"""The characters that no id has, and no text that is indexed: not every engine can store them."""
 _ESCAPES: Final = {char: f"\\{ord(char):04x}" for char in "\\\0\n"}  # the backslash first: the other escapes contain it
 _SURROGATE_ESCAPES: Final = {code: f"\\{code:04x}" for code in range(0xD800, 0xE000)}
 _COLLECTION: Final = re.compile(f"[{COLLECTION_CHARACTERS}]{{1,{MAX_COLLECTION_LENGTH}}}")
@@ -195,7 +199,7 @@ def _escaped(text: str) -> str:
     """Escape *text*: millions of escapes, as in the JSON text of a long listing, must not hold up the event loop."""
     for char, escape in _ESCAPES.items():
         text = text.replace(char, escape)
-    return text if _SURROGATE.search(text) is None else text.translate(_SURROGATE_ESCAPES)
+    return text if SURROGATE.search(text) is None else text.translate(_SURROGATE_ESCAPES)
 
 
 def is_shortened(indexed: str) -> bool:
@@ -211,8 +215,8 @@ def plain_text(indexed: str) -> str:
 
 
 def can_begin(prefix: str) -> bool:
-    """Whether ids of agents can begin so: none has U+0000 or a lone surrogate."""
-    return "\0" not in prefix and not any("\ud800" <= c <= "\udfff" for c in prefix)
+    """Whether ids of agents can begin so: none has U+0000 or a lone surrogate, or is longer than an id may be."""
+    return NOT_TEXT.search(prefix) is None and len(prefix.encode()) <= MAX_FULL_ID_BYTES
 
 
 def prefix_end(prefix: str) -> str | None:

@@ -12,9 +12,10 @@ import logging
 import random
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from typing import Final
+from hashlib import blake2b
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -88,16 +89,13 @@ async def rekey(store: ExtendedStore, *, dry_run: bool = False, progress: Progre
     await _warn_of_texts(engine)
     if not dry_run:
         await layer.rewrap()
-    records = plain = 0
-    for number in range(_PASSES):
-        work = _Rekey(engine, layer, is_dry=dry_run, is_first=number == 0)
-        found = await work.all_agents(told)
-        records, plain = records + found.records, plain + found.plain
-        if dry_run or not found.records:
-            return replace(found, records=records, plain=plain)
+    work = _Rekey(engine, layer, is_dry=dry_run)
+    for _ in range(_PASSES):
+        if not await work.one_pass(told) or dry_run:
+            return work.result()
     raise StoreBusyError(
-        f"others kept writing records under other keys, in {_PASSES} passes over all agents: give all programs the"
-        " first key, in front of the others, and begin again"
+        f"others kept writing records under other keys, in {_PASSES} passes: give all programs the first key, in front"
+        " of the others, and begin again"
     )
 
 
@@ -111,38 +109,78 @@ async def _warn_of_texts(engine: Engine) -> None:
         )
 
 
+class _Range(NamedTuple):
+    """Agents whose ids follow each other: the last id, the number, and what is left of them by its key."""
+
+    end: str
+    agents: int
+    left: Counter[str]
+
+
 class _Rekey:
-    """One pass over all agents, and its counts.
+    """Passes over the agents, and their counts.
+
+    A fork takes the rows of its parent along as they are stored, and its id may be one that was passed already. So each
+    pass goes over the ids again, and visits the agents of those ranges of ids that were not there in the pass before.
+    An agent that was visited needs no second look: all programs write under the first key.
 
     *engine* is the outermost one, which reads and writes records as the store does.
     """
 
-    def __init__(self, engine: Engine, layer: Encryption, *, is_dry: bool, is_first: bool) -> None:
+    def __init__(self, engine: Engine, layer: Encryption, *, is_dry: bool) -> None:
         self._engine = engine
         self._layer = layer
         self._raw = layer.inner
         self._is_dry = is_dry
-        self._is_first = is_first
+        self._is_first = True
+        self._ranges: dict[bytes, _Range] = {}
         self._records = self._plain = 0
         self._left: Counter[str] = Counter()
-        self._unreadable: list[str] = []
+        self._unreadable: dict[str, None] = {}
 
-    async def all_agents(self, told: Progress) -> RekeyResult:
-        """Put all agents under the key, and count."""
-        after, agents = None, 0
-        while found := await self._engine.stored_ids(after, _AGENTS):
-            for agent_id in found:
-                await self._agent(agent_id)
-                agents += 1
-                told(agents, None)
-            after = found[-1]
+    def result(self) -> RekeyResult:
+        """The counts of all passes."""
+        left: Counter[str] = Counter()
+        for one in self._ranges.values():
+            left.update(one.left)
         return RekeyResult(
-            agents=agents,
+            agents=sum(one.agents for one in self._ranges.values()),
             records=self._records,
             plain=self._plain,
-            left=dict(sorted(self._left.items())),
+            left=dict(sorted(left.items())),
             unreadable=tuple(self._unreadable),
         )
+
+    async def one_pass(self, told: Progress) -> int:
+        """Put all agents that were not there in the last pass under the key; returns the number of records."""
+        known, self._ranges = self._ranges, {}
+        before, visited = self._records, 0
+        async for ids in self._pages([one.end for one in known.values()]):
+            key = blake2b("\0".join(ids).encode(), digest_size=16).digest()
+            found = known.get(key)
+            if found is None:
+                self._left = Counter()
+                for agent_id in ids:
+                    await self._agent(agent_id)
+                    visited += 1
+                    told(visited, None)
+                found = _Range(ids[-1], len(ids), self._left)
+            self._ranges[key] = found
+        self._is_first = False
+        return self._records - before
+
+    async def _pages(self, ends: Sequence[str]) -> AsyncIterator[Sequence[str]]:
+        """Pages of all ids, none of which goes beyond one of the *ends*."""
+        after: str | None = None
+        for end in (*ends, None):
+            while found := await self._engine.stored_ids(after, _AGENTS):
+                ids = [one for one in found if end is None or one <= end]
+                if ids:
+                    yield ids
+                    after = ids[-1]
+                if len(ids) < len(found) or after == end:
+                    break
+            after = after if end is None else end
 
     async def _agent(self, agent_id: str) -> None:
         before = self._records
@@ -169,7 +207,7 @@ class _Rekey:
     def _skip(self, name: str, key_id: str) -> None:
         self._left[key_id or "plain"] += 1
         if len(self._unreadable) < _NAMED:
-            self._unreadable.append(name)
+            self._unreadable[name] = None
 
     async def _commit(self, batch: Batch) -> bool:
         (outcome,) = await self._engine.commit([batch])

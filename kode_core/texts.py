@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from kode_core.ids import NOT_TEXT
 from kode_core.model import FileBlock, Message, ReasoningBlock, TextBlock, ToolResultBlock, ToolUseBlock, UnknownBlock
 from kode_core.pace import Pace
 
@@ -14,7 +14,6 @@ __all__ = ["MAX_CONTAINS", "contains_text", "folded", "indexed_form", "searched_
 MAX_CONTAINS: Final = 10_000
 """The most characters of a text to look for."""
 _PIECE: Final = 2**16
-_NOT_INDEXED: Final = re.compile("[\0\ud800-\udfff]")
 
 
 def folded(text: str) -> str:
@@ -88,7 +87,7 @@ def indexed_form(text: str) -> str:
     If a folded text contains another one, its indexed form contains the indexed form of that one; the reverse need not
     hold.
     """
-    return _NOT_INDEXED.sub("\ufffd", text)
+    return NOT_TEXT.sub("\ufffd", text)
 
 
 def searched_text(message: Message, most: int) -> str | None:

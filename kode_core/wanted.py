@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from kode_core.ids import prefix_end
+from kode_core.ids import MAX_FULL_ID_BYTES, prefix_end
 
 __all__ = [
     "DAY_MS",
@@ -63,7 +63,7 @@ class Within(msgspec.Struct, frozen=True):
     @property
     def end(self) -> str:
         """A text above all these ids, the least one if there is one."""
-        return prefix_end(self.prefix) or chr(sys.maxunicode) * 1_000
+        return prefix_end(self.prefix) or chr(sys.maxunicode) * (MAX_FULL_ID_BYTES // 4 + 1)
 
     def __contains__(self, agent_id: str) -> bool:
         return agent_id.startswith(self.prefix)

@@ -1002,11 +1002,6 @@ def test_events_are_filtered(store: str) -> None:
     assert err == "3 events\n"
 
 
-def heed_interrupts() -> None:
-    """In a process that is about to begin: jobs in the background of a shell ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize(("columns", "times"), [(60, 0), (120, 3)])
 def test_events_of_a_narrow_terminal_show_their_data(store: str, columns: int, times: int) -> None:
     """The data is worth more than the time, which a narrow terminal leaves out."""
@@ -1016,12 +1011,21 @@ def test_events_of_a_narrow_terminal_show_their_data(store: str, columns: int, t
     assert out.count("2023-11-14 22:13:20") == times
 
 
+def test_the_processes_of_tests_heed_ctrl_c() -> None:
+    """Also in the background of a script, whose jobs ignore it: else they would stay when a test interrupts them."""
+    shown = "import conftest, signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    ignoring = (
+        f"import signal, os; signal.signal(2, signal.SIG_IGN); os.execl({sys.executable!r}, 'x', '-c', {shown!r})"
+    )
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run((sys.executable, "-c", ignoring), cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 def test_follow_says_that_it_waits_for_an_agent(store: str) -> None:
     """An agent of which nothing is stored may be a typing mistake, or may come yet."""
     command = (*KODE, "events", "nope", "--follow", "--json", "--store", store)
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-    ) as follower:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
         try:
             assert follower.stderr is not None
             notice = follower.stderr.readline()
@@ -1056,7 +1060,6 @@ def test_follow_gets_what_another_process_appends(store: str) -> None:
         (*KODE, "events", "agt-0", "--follow", "--json", "--store", url, "--since", "1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=heed_interrupts,
     )
     try:
         assert follower.stdout is not None
@@ -1503,9 +1506,7 @@ def test_an_interrupted_backup_leaves_nothing() -> None:
         db.commit()
     before = sorted(os.listdir())
     command = (*KODE, "backup", "--store", "sqlite:///large.db", "copies/copy.db")
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts
-    ) as running:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         deadline = time.monotonic() + 30
         while not list(Path("copies").glob(".*.part")) and time.monotonic() < deadline:
             time.sleep(0.005)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -299,9 +300,18 @@ def test_events_of_all_agents(url: str) -> None:
         assert told in kode("events", *wrong, "-s", url, code=2)[1]
 
 
-def follow(url: str, *arguments: str) -> subprocess.Popen[bytes]:
+@contextmanager
+def follow(url: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A follower of all agents, which Ctrl-C ends."""
     command = (*KODE, "events", "--all", "--follow", "--json", "-s", url, *arguments)
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert b"Traceback" not in err
 
 
 def next_event(process: subprocess.Popen[bytes]) -> tuple[str, int]:
@@ -323,8 +333,7 @@ def test_all_agents_are_followed(followed: str) -> None:
             for agent_id in ("old-1", "old-2"):
                 await store.save_info(agent_id, AgentInfo(agent_id=agent_id, template_id="t"))
                 await store.emit(agent_id, "tick", {"n": -1})
-            process = follow(followed)
-            try:
+            with follow(followed) as process:
                 assert await asyncio.to_thread(_is_following, process)
                 seen = []
                 numbers = iter(range(1_000_000))
@@ -345,10 +354,6 @@ def test_all_agents_are_followed(followed: str) -> None:
                 assert ("old-1", -1) not in seen
                 own = [n for agent_id, n in seen if agent_id == "old-1"]
                 assert own == list(range(own[0], sent + 1))
-            finally:
-                process.send_signal(signal.SIGINT)
-                _, err = process.communicate(timeout=60)
-            assert b"Traceback" not in err
 
     asyncio.run(appear())
 
@@ -363,9 +368,8 @@ def test_more_agents_than_are_followed(followed: str) -> None:
 
     async def appear() -> None:
         async with create_extended_store(followed) as store:
-            process = follow(followed, "--agents", "1", "--since", "1h") if await _begun(store) else None
-            assert process is not None
-            try:
+            await _begun(store)
+            with follow(followed, "--agents", "1", "--since", "1h") as process:
                 assert await asyncio.to_thread(next_event, process) == ("a", 1)
                 await store.save_info("b", AgentInfo(agent_id="b", template_id="t"))
                 await store.emit("b", "tick", {"n": 1})
@@ -373,17 +377,13 @@ def test_more_agents_than_are_followed(followed: str) -> None:
                 await store.emit("a", "tick", {"n": 2})
                 await store.append_messages("a", [Message.user("changed")])
                 assert await asyncio.to_thread(next_event, process) == ("a", 2)
-            finally:
-                process.send_signal(signal.SIGINT)
-                process.communicate(timeout=60)
 
     asyncio.run(appear())
 
 
-async def _begun(store: Any) -> bool:
+async def _begun(store: Any) -> None:
     await store.save_info("a", AgentInfo(agent_id="a", template_id="t"))
     await store.emit_many("a", [AgentEvent("progress", "tick", {"n": 1})])
-    return True
 
 
 # --- times ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -152,34 +153,46 @@ def test_stores_of_pyproject(tmp_path: Path) -> None:
         resolve(environ={"KODE_CONFIG": "nothing.toml"})
 
 
-@pytest.mark.parametrize(
-    ("file", "table", "reader"), [("kode.toml", "", "load"), ("pyproject.toml", "tool.kode.", "loads")]
-)
+@pytest.mark.parametrize(("file", "table", "each"), [("kode.toml", "", 1), ("pyproject.toml", "tool.kode.", 2)])
 def test_a_file_of_stores_is_read_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, table: str, reader: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, table: str, each: int
 ) -> None:
     """Only a file that changed is read again, and one that changed a moment ago each time; no caller gets a table that
     another one can change.
     """
-    reads = []
-    read = getattr(tomllib, reader)
-    monkeypatch.setattr(tomllib, reader, lambda *args: reads.append(args) or read(*args))
+    reads: list[str] = []
+    read = tomllib.loads
+    monkeypatch.setattr(tomllib, "loads", lambda text: reads.append(text) or read(text))
     text = f'[{table}stores.default]\ntype = "sqlite"\ndb_path = "a.db"\n[{table}plugins.mine]\nnames = ["x"]\n'
     write(tmp_path / file, text)
     for _ in range(2):
         assert options_of(resolve())["db_path"] == str(tmp_path / "a.db")
-    assert len(reads) == 2
+    assert len(reads) == 2 * each
     monkeypatch.setattr(files, "_SETTLED_NS", 0)
     for _ in range(20):
         assert options_of(resolve())["db_path"] == str(tmp_path / "a.db")
         found = files.plugin_table("mine", {})
         assert found is not None and found[0] == {"names": ["x"]}
         found[0]["names"].append("y")
-    assert len(reads) == 3
+    assert len(reads) == 3 * each
     write(tmp_path / file, text.replace("a.db", "other.db"))
     assert options_of(resolve())["db_path"] == str(tmp_path / "other.db")
     (tmp_path / file).unlink()
     assert options_of(resolve())["db_path"] == "./data/agents.db"
+
+
+def test_a_file_that_cannot_be_read_now_is_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may have no descriptor left for a moment; nothing is remembered of that."""
+    write(tmp_path / "pyproject.toml", '[tool.kode.stores.default]\ntype = "memory"\n')
+    monkeypatch.setattr(files, "_SETTLED_NS", 0)
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as without:
+        without.setattr(Path, "read_text", fail)
+        assert resolve().backend.name == "sqlite"
+    assert resolve().backend.name == "memory"
 
 
 @pytest.mark.parametrize(

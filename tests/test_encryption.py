@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from kode_conformance import load_checks, run_check
@@ -39,6 +39,7 @@ from kode_core import (
     create_extended_store,
     from_dict,
 )
+from kode_core.batch import ListKind, ListRows
 from kode_core.errors import DecryptionError
 from kode_core.layers import Layer
 from kode_core.layers.bodies import BodyLayer
@@ -397,8 +398,8 @@ def test_a_file_of_keys_is_its_owners(tmp_path: Path) -> None:
     for other in (tmp_path, tmp_path / "none"):
         with pytest.raises(ConfigurationError, match=re.escape(str(other))):
             KeyRing.from_file(other)
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigurationError, match="has no key"):
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigurationError, match="is not UTF-8"):
         KeyRing.from_file(path)
 
 
@@ -647,6 +648,42 @@ async def test_a_fork_of_others_is_not_passed_over(backend: str) -> None:
     async with opened(backend, {"new": NEW}) as store:
         texts = {one: [m.text for m in await store.load_messages(one)] for one in await store.list()}
         assert list(texts.values()) == [["z", "more"], ["y"], ["z", "more"]]
+
+
+class Read(Layer):
+    """Notes whose messages are read, below the encryption."""
+
+    agents: ClassVar[list[str]] = []
+
+    async def rows_at(self, agent_id: str, kind: ListKind, start: int, limit: int) -> ListRows:
+        if kind is ListKind.MESSAGES and limit > 1:
+            Read.agents.append(agent_id)
+        return await self.inner.rows_at(agent_id, kind, start, limit)
+
+
+async def test_a_rekey_reads_agents_once() -> None:
+    """The second pass reads those again whose ids are near the id of an agent that came or went meanwhile."""
+    names = [f"a{n:03}" for n in range(450)]
+    async with opened("sqlite:///a.db", {"old": OLD}) as store:
+        for name in names:
+            await store.append_messages(name, [Message.user("x")])
+    ring: Any = {"new": NEW, "old": OLD}
+    async with create_extended_store("sqlite:///a.db", layers=[Read, encrypted(ring)]) as store:
+        result = await rekey(store)
+        assert (result.agents, result.records, result.left, Read.agents) == (450, 450, {}, names)
+    newest: Any = {"newest": b"3" * 32, "new": NEW}
+
+    def change(number: int, _: None) -> None:
+        if number == 450:
+            with open_store("sqlite:///a.db", layers=[encrypted(newest)]) as other:
+                other.append_messages("a300b", [Message.user("x")])
+                other.delete("a449")
+
+    Read.agents.clear()
+    async with create_extended_store("sqlite:///a.db", layers=[Read, encrypted(newest)]) as store:
+        result = await rekey(store, progress=change)
+        assert (result.agents, result.records, result.left) == (450, 450, {})
+    assert Read.agents == [*names, *names[200:301], "a300b", *names[301:449]]
 
 
 async def test_a_rekey_ends_though_others_write_under_the_old_key() -> None:

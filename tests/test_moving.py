@@ -14,6 +14,7 @@ import pytest
 from kode_conformance.values import samples
 
 from kode_core import (
+    AgentDeletedError,
     AgentRecords,
     CorruptRecordError,
     ExtendedStore,
@@ -29,7 +30,9 @@ from kode_core import (
 )
 from kode_core.batch import Batch
 from kode_core.layers import Layer
+from kode_core.layers.encryption import encrypted
 from kode_core.moving.selecting import in_order
+from kode_core.rekeying import rekey
 from tests.moving_agents import HOSTILE_IDS, T0, agents, digests, fill, full, hostile, text_of
 
 URLS: Final = ("memory:", "json:///folder", "sqlite:///agents.db", "sqlite:///hybrid.db?file_store_base_dir=hybrid")
@@ -91,6 +94,65 @@ async def test_other_records_are_refused_skipped_or_replaced() -> None:
         report = await copy_store(source, target, existing="replace", verify=True)
         assert report.outcomes == {"known": 1, "replaced": 1} and report.is_whole
         assert await digests(source) == await digests(target)
+
+
+class Watched(Layer):
+    """Counts the commits, and sees after each whether there are events of the agent ``b``."""
+
+    commits = absent = 0
+
+    async def commit(self, batches: Sequence[Batch]) -> Any:
+        found = await self.inner.commit(batches)
+        Watched.commits += 1
+        Watched.absent += await self.inner.last_event("b") is None
+        return found
+
+
+@pytest.mark.parametrize("url", URLS)
+async def test_an_agent_is_replaced_in_one_write(url: str) -> None:
+    """Everything of it is replaced, its followers end, and the new one goes on as any other."""
+    async with create_extended_store("memory:") as source, create_extended_store(url, layers=[Watched]) as target:
+        await fill(source, full("b", todos=None, tool_calls=[], documents=[], events=[samples.event(1)]))
+        await fill(target, full("b"))
+        following = target.follow_events("b", after_offset=0)
+        assert [(await anext(following)).bookmark.seq for _ in range(3)] == [5, 3, 5]
+        waiting = asyncio.ensure_future(anext(following))
+        Watched.commits = Watched.absent = 0
+        report = await copy_store(source, target, existing="replace", verify=True)
+        assert report.outcomes == {"replaced": 1} and report.differences == ()
+        assert (Watched.commits, Watched.absent) == (1, 0)
+        with pytest.raises(AgentDeletedError):
+            await waiting
+        assert (await target.emit("b", "text_chunk", {"delta": "x"})).bookmark.seq == 2
+        assert [one.bookmark.seq async for one in target.read_events("b", after_offset=0)] == [1, 2]
+        await target.append_messages("b", [Message.user("last")])
+        assert (await target.load_messages("b"))[-1].text == "last"
+
+
+async def test_an_agent_of_events_alone_is_replaced_in_one_write() -> None:
+    """It has no head that the write could demand."""
+    for url in URLS:
+        async with create_extended_store("memory:") as source, create_extended_store(url, layers=[Watched]) as target:
+            await fill(source, full("b"))
+            await target.append_events("b", [samples.event(7)])
+            await target.put_document("b", "notes", "old", 1)
+            Watched.commits = Watched.absent = 0
+            report = await copy_store(source, target, existing="replace", verify=True)
+            assert report.outcomes == {"replaced": 1} and report.differences == (), url
+            assert (Watched.commits, Watched.absent) == (1, 0), url
+
+
+async def test_a_replaced_agent_of_plain_text_is_encrypted() -> None:
+    """Also its events that were stored before, as plain text: the write removes those."""
+    async with create_extended_store("memory:") as source, create_extended_store("json:///mixed") as plain:
+        await fill(source, full("b"))
+        await fill(plain, full("b", todos=None))
+        await plain.close()
+        mixed = encrypted({"k": b"\1" * 32}, plaintext="read")
+        async with create_extended_store("json:///mixed", layers=[mixed]) as target:
+            report = await copy_store(source, target, existing="replace", verify=True)
+            assert report.outcomes == {"replaced": 1} and report.differences == ()
+            assert (await rekey(target, dry_run=True)).left == {}
 
 
 async def test_an_agent_that_is_emptied_gives_way() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kode_conformance import Space
+from kode_conformance.values import samples
 
 from kode_core import AgentRecords, Message, copy_store, create_extended_store
 from kode_core.formats.openai_chat import ChatConverter, import_conversation, read_conversations
@@ -68,6 +69,23 @@ async def test_hostile_values_go_around(tmp_path: Path) -> None:
         await fill(first, hostile("hostile"), *(full(one) for one in HOSTILE_IDS))
         await fill(first, AgentRecords(agent_id="b", messages=[Message("user", "")], message_times=[1], updated_at=1))
         await around(first, tmp_path, ("postgres", "mongo", "json", "sqlite-hybrid", "sqlite"))
+
+
+async def test_agents_are_replaced_in_all_backends(tmp_path: Path) -> None:
+    """In one write, whatever was there before: records of every kind, or documents and events alone."""
+    async with store_of("sqlite", "first", tmp_path) as first:
+        await fill(first, full("a", events=[samples.event(1)], documents=[]), full("b"), full("c", todos=None))
+        for backend in ("postgres", "mongo", "dynamodb", "sqlite-hybrid", "json"):
+            async with store_of(backend, f"new_{backend[:6]}", tmp_path) as target:
+                await fill(target, full("a"), full("c"))
+                await target.append_events("b", [samples.event(7)])
+                await target.put_document("b", "notes", "old", 1)
+                report = await copy_store(first, target, existing="replace", verify=True)
+                assert report.outcomes == {"replaced": 3} and report.differences == (), (backend, report.troubles)
+                assert await digests(target) == await digests(first), backend
+                await target.append_messages("a", [Message.user("last")])
+                assert (await target.emit("a", "text_chunk", {"delta": "x"})).bookmark.seq == 2, backend
+                assert (await target.check_consistency()).consistent, backend
 
 
 async def test_recorded_runs_go_around_all_backends(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, unquote
 import msgspec
 
 from kode_core.errors import ConfigurationError
-from kode_core.ids import nearest
+from kode_core.ids import NOT_TEXT, nearest
 
 __all__ = ["marked_options", "named", "near", "path_from_url", "path_options", "read_value", "secret_options"]
 
@@ -71,7 +71,7 @@ def read_value(field: Any, value: Any, *, strict: bool) -> tuple[str, Any]:
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
     except Exception as exc:  # noqa: BLE001 - from an object of the caller's
         return f"its value cannot be read as a path ({type(exc).__name__})", None
-    if isinstance(value, str) and ("\0" in value or any("\ud800" <= char <= "\udfff" for char in value)):
+    if isinstance(value, str) and NOT_TEXT.search(value):
         return "it has a NUL or is not UTF-8", None
     if get_origin(field.type) is Literal and value not in get_args(field.type):
         return f"it must be one of {', '.join(map(str, get_args(field.type)))}", None

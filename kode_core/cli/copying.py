@@ -36,6 +36,8 @@ from kode_core.cli.output import count, print_note, show_line
 from kode_core.cli.queries import run
 from kode_core.errors import AgentNotFoundError, InvalidArgumentError
 from kode_core.moving import CopyReport, PassReport, copy_store
+from kode_core.moving.copying import selected
+from kode_core.moving.outcomes import checked_existing
 from kode_core.protocols import ExtendedStore
 
 __all__ = ["EXAMPLES", "copy"]
@@ -83,9 +85,11 @@ def copy(
     are equal", and start it on the other store.
     """
     times = (created_after, created_before, updated_after, updated_before)
+    filters = agent_filters(agent, prefix, template, user, metadata, *times)
+    selected(filters, delete=delete)  # before an empty store is created
     how: dict[str, Any] = {
-        **agent_filters(agent, prefix, template, user, metadata, *times),
-        **({} if existing is None else {"existing": existing}),
+        **filters,
+        "existing": checked_existing("refuse" if existing is None else existing),
         "verify": verify,
         "delete": delete,
         "interval_s": interval,

@@ -173,8 +173,8 @@ def _text_search(size: StorageSize) -> str:
     if size.texts_waiting is None:
         return "reads the messages that other filters leave"
     waiting = f", {count(size.texts_waiting, 'message')} not in it yet" if size.texts_waiting else ""
-    kept = "; it keeps parts of deleted messages until kode text-index rebuild" if size.texts_of_deleted else ""
-    return f"index{waiting}{kept}"
+    kept = "parts of deleted messages may be left in it, until kode text-index rebuild"
+    return f"index{waiting}{f'; {kept}' if size.texts_of_deleted else ''}"
 
 
 def _encryption(configured: Configured, found: dict[str, Json] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -131,11 +132,16 @@ def import_file(
     kode-adk, which read the databases of their sessions; claude with kode-claude-agent, which reads a transcript
     or a folder of them.
     """
+    if form in (None, _ARCHIVE):
+        _refuse_pipes(source)
     form = form or (_ARCHIVE if archive.is_archive(source) else _chat(source))
     if form == _ARCHIVE:
         sdk_options = {"files": files is not None, "no_files": no_files, "recover_from_snapshots": recover}
         _refuse(form, template=template is not None, prefix=prefix is not None, **sdk_options)
-        existing = existing or ("replace" if replace else "refuse")
+        if existing is None:
+            existing = "replace" if replace else "refuse"
+        elif replace:
+            raise InvalidArgumentError("--existing says what --replace says: give one of them")
         archive.import_agents(source, store, report, existing=existing, skip_damaged=skip_damaged, dry_run=dry_run)
         return
     _refuse(form, existing=existing is not None)
@@ -159,6 +165,19 @@ def import_file(
     if counts.refused:
         show(Text(f"left out {count(counts.refused, 'conversation')}, see above", "red"))
         raise typer.Exit(1)
+
+
+def _refuse_pipes(source: str) -> None:
+    """Refuse a source that cannot be looked at first and read then; opening one may also block."""
+    try:
+        mode = Path(source).stat().st_mode
+    except (OSError, ValueError):  # it is the place of a database, or no file, which is said later
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InvalidArgumentError(
+            f"{source} is a pipe or a device, and would be read twice: write it into a file, or give - as the source"
+            " for an archive on stdin"
+        )
 
 
 def _chat(source: str) -> str:

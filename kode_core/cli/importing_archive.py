@@ -7,16 +7,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
+from kode_core.authoring.encodings import unmarked
 from kode_core.cli.moving import Told
 from kode_core.cli.opening import open_store
 from kode_core.cli.queries import run
 from kode_core.moving import CopyReport, import_archive
 from kode_core.moving.files import MAGIC
 from kode_core.moving.importing import check_header
+from kode_core.moving.outcomes import checked_existing
 
 __all__ = ["import_agents", "is_archive"]
 
 _BEGIN: Final = b'{"kode":'
+_READ: Final = 16
 
 
 def is_archive(source: str) -> bool:
@@ -25,20 +28,20 @@ def is_archive(source: str) -> bool:
         return True
     try:
         with Path(source).open("rb") as file:
-            begin = file.read(len(_BEGIN))
-    except OSError:
+            begin = unmarked(file.read(_READ))
+    except (OSError, UnicodeError):
         return False
-    return begin == _BEGIN or begin.startswith(MAGIC)
+    return begin.startswith((_BEGIN, MAGIC))
 
 
 def import_agents(
     source: str, target: str | None, report: Path | None, *, existing: str, skip_damaged: bool, dry_run: bool
 ) -> None:
     """Import the agents, and print the outcome; with *dry_run* no store is opened."""
+    how = {"existing": checked_existing(existing), "skip_damaged": skip_damaged}
     if source != "-":
         run(check_header(source))  # before an empty store is created
     told = Told("would import" if dry_run else "imported", report)
-    how = {"existing": existing, "skip_damaged": skip_damaged}
     told.end(run(_import(source, target, told, how, dry_run=dry_run)))
 
 

@@ -9,6 +9,8 @@ from kode_core.errors import CorruptRecordError
 from kode_core.nearby import agent_not_found
 from kode_core.protocols import ExtendedStore
 from kode_core.query import Within
+from kode_core.store.layered import layers_of
+from kode_core.store.stored_ids import is_stored
 
 __all__ = ["is_known", "require_agent", "require_agents"]
 
@@ -16,7 +18,7 @@ __all__ = ["is_known", "require_agent", "require_agents"]
 async def is_known(store: ExtendedStore, agent_id: str) -> bool:
     """True if anything is stored for the agent: its info, records without info, or damaged ones."""
     with suppress(CorruptRecordError):
-        return await store.exists(agent_id) or agent_id in await store.list(agent_id, include_without_info=True)
+        return await store.exists(agent_id) or await is_stored((await layers_of(store))[0], agent_id)
     return True
 
 

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from kode_core.authoring.encodings import unmarked
 from kode_core.authoring.lines import MAX_TEXT, BoundedLines, Line, LongTextError
 from kode_core.errors import InvalidArgumentError
 from kode_core.jsonvalue import decode_json
@@ -24,7 +25,6 @@ _GZIP: Final = b"\x1f\x8b"
 SQLITE: Final = b"SQLite format 3\0"
 """The beginning of a file of SQLite."""
 _HEAD: Final = 1 << 20
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class Document(NamedTuple):
@@ -90,8 +90,8 @@ def first_lines(path: Path, number: int) -> list[bytes]:
     """The first whole lines of a file, unpacked, up to a megabyte of them; none if it cannot be read."""
     try:
         with path.open("rb") as packed, _unpacked(packed) as file:
-            return file.read(_HEAD).removeprefix(_BYTE_ORDER_MARK).splitlines()[:number]
-    except (OSError, EOFError, zlib.error):
+            return unmarked(file.read(_HEAD)).splitlines()[:number]
+    except (UnicodeError, OSError, EOFError, zlib.error):
         return []
 
 
@@ -106,9 +106,11 @@ def _lines(path: Path) -> Iterator[Line]:
     try:
         with path.open("rb") as packed, _unpacked(packed) as file:
             for line in BoundedLines(file, MAX_TEXT):
-                text = line.text.removeprefix(_BYTE_ORDER_MARK) if line.number == 1 else line.text
+                text = unmarked(line.text) if line.number == 1 else line.text
                 if line.problem is not None or text.strip():
                     yield line._replace(text=text)
+    except UnicodeError as exc:
+        raise InvalidArgumentError(f"{path} cannot be read: {exc}") from None
     except (OSError, EOFError, zlib.error) as exc:
         raise InvalidArgumentError(f"{path} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
 

@@ -157,7 +157,7 @@ async def import_foreign(
         store: the store to write to; None only reads and reports.
         skip_damaged: import the rest of an agent of which some records cannot be read. Without it such an agent is
             refused.
-        replace: delete an agent of the same id that has other records, and import. Without it the agent is refused.
+        replace: write the agent in the place of one of the same id that has other records. Without it it is refused.
 
     An error of one agent, such as one that is too large for the store, is its outcome, and the others are imported.
 

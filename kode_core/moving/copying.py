@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
-from typing import Final, NamedTuple, TypeAlias, Unpack
+from typing import Any, Final, NamedTuple, TypeAlias, Unpack
 
 from kode_core.engine import Progress, unwatched
 from kode_core.errors import InvalidArgumentError
@@ -17,7 +17,7 @@ from kode_core.moving.states import Seen, is_still, seen_of
 from kode_core.moving.verifying import compared
 from kode_core.protocols import ExtendedStore
 
-__all__ = ["OnPass", "PassReport", "copy_store"]
+__all__ = ["OnPass", "PassReport", "copy_store", "selected"]
 
 _LAST_PASSES: Final = 10
 _BROUGHT: Final = ("copied", "replaced", "known")
@@ -38,6 +38,14 @@ class PassReport(NamedTuple):
 
 
 OnPass: TypeAlias = Callable[[PassReport], object]
+
+
+def selected(filters: Mapping[str, Any], *, delete: bool) -> Selection:
+    """The agents of a copy; raises InvalidArgumentError for filters that are wrong, or do not go with *delete*."""
+    selection = Selection(filters)
+    if delete and not selection.is_by_id:
+        raise InvalidArgumentError("delete goes with the filters agent_id and prefix only: others may cease to match")
+    return selection
 
 
 async def copy_store(
@@ -68,7 +76,8 @@ async def copy_store(
         source: the store to read; nothing in it is changed.
         target: the store to write, in which no other program writes these agents.
         existing: ``refuse`` reports an agent of whose id other records are stored, ``skip`` leaves it as it is, and
-            ``replace`` deletes it first. An agent that this call has copied is always replaced.
+            ``replace`` writes the agent in its place, in one write. An agent that this call has copied is always
+            replaced.
         delete: delete agents of *target* that *source* does not have. It goes with the filters ``agent_id`` and
             ``prefix`` and no others.
         verify: compare both stores at the end, all records of them.
@@ -87,9 +96,7 @@ async def copy_store(
         InvalidArgumentError: an argument is wrong.
         KodeError: a store cannot be read or written at all. Agents that were copied stay; start the copy again.
     """
-    selection = Selection(filters)
-    if delete and not selection.is_by_id:
-        raise InvalidArgumentError("delete goes with the filters agent_id and prefix only: others may cease to match")
+    selection = selected(filters, delete=delete)
     if source is target:
         raise InvalidArgumentError("source and target are the same store")
     if until is not None and not isinstance(until, asyncio.Event):

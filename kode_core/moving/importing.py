@@ -44,7 +44,7 @@ async def import_archive(
         store: the store to write; None only reads and reports.
         source: the file, or a binary file that is open; compressed or not.
         existing: ``refuse`` reports an agent of whose id other records are stored, ``skip`` leaves it as it is, and
-            ``replace`` deletes it first.
+            ``replace`` writes the agent in its place, in one write.
         skip_damaged: report a damaged agent and go on with the next one, instead of raising.
         at_once: the number of agents that are held in memory at the same time.
         on_agent: called with the outcome of each agent.

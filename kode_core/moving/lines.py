@@ -77,9 +77,9 @@ PARTS: Final = (
     Part("event", "events", Timeline),
 )
 """In the order of their lines."""
-_NOT_REST: Final = {"agent_id", "updated_at", "message_times", "event_offsets", *(part.field for part in PARTS)}
-NOT_REST: Final = {field.encode_name for field in fields(AgentRecords) if field.name in _NOT_REST}
-"""The same fields as JSON names them."""
+_OWN_LINES: Final = {"agent_id", "updated_at", "message_times", "event_offsets", *(part.field for part in PARTS)}
+NOT_REST: Final = {field.encode_name for field in fields(AgentRecords) if field.name in _OWN_LINES}
+"""The fields that are no part of the ``rest``, as JSON names them."""
 _STAND_ALONE: Final = {"todos", "historyWindow", "compressionRecord", "recoveredFile", "media", "snapshot"}
 
 
@@ -184,7 +184,7 @@ def _rest(records: AgentRecords) -> dict[str, Json]:
     """The fields that have no lines of their own, if they are not empty."""
     empty: dict[str, Any] = {"updated_at": None, "message_times": (), "event_offsets": ()}
     empty |= {part.field: () if part.is_list else None for part in PARTS}
-    if all(name in _NOT_REST or not getattr(records, name) for name in _fields()):
+    if all(name in _OWN_LINES or not getattr(records, name) for name in _fields()):
         return {}
     found: Record = replace(records, **empty)
     emptied = to_dict(AgentRecords(agent_id=records.agent_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 from kode_core.errors import (
@@ -18,6 +19,7 @@ from kode_core.model import ABSENT, AgentRecords
 from kode_core.moving.lines import Fingerprint, fingerprint
 from kode_core.moving.outcomes import Existing, MovedAgent, Outcome
 from kode_core.protocols import ExtendedStore
+from kode_core.store.facade import EngineStore
 
 __all__ = ["OF_ONE_AGENT", "load", "moved", "place", "write_agent"]
 
@@ -113,7 +115,14 @@ async def write_agent(
 
 
 async def _replace(store: ExtendedStore, records: AgentRecords, there: AgentRecords | None) -> None:
-    """Delete the agent and write the other one; if that is refused, the deleted one comes back."""
+    """Write the other agent in the place of this one, in one write.
+
+    An agent that is damaged, or in a store without an engine, is deleted first: after a kill in between, a repetition
+    of the import writes it. If the second write is refused, the deleted agent comes back.
+    """
+    if isinstance(store, EngineStore):
+        with suppress(CorruptRecordError):
+            return await store._replace_agent(records.agent_id, records)
     await store.delete(records.agent_id)
     try:
         await store.import_agent(records.agent_id, records)

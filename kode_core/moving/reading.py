@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from kode_core.authoring.encodings import unmarked
 from kode_core.codec import Body, decoder_of, digest, from_dict
 from kode_core.errors import ArchiveError, CorruptRecordError, InvalidArgumentError
 from kode_core.jsonvalue import Problem, decode_json, dump
@@ -109,10 +110,12 @@ class Archive:
         if raw is None:
             raise ArchiveError(1, "the file is empty")
         try:
+            raw = unmarked(raw)
             raw.decode()  # a field that is passed over, too
             header: _Header = decoder_of(_Header)(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise ArchiveError(1, "it is no header of an archive that kode export writes") from None
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
+            what = exc if type(exc) is UnicodeError else "it is no header of an archive that kode export writes"
+            raise ArchiveError(1, str(what)) from None
         if header.kode != "archive":
             raise ArchiveError(1, "it is no header of an archive that kode export writes")
         if header.format != FORMAT:

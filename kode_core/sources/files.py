@@ -6,11 +6,13 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from kode_core.authoring.encodings import decoded
 from kode_core.authoring.paths import local_path, working_folder
 from kode_core.authoring.values import named
 from kode_core.errors import ConfigurationError
@@ -78,8 +80,9 @@ def _config_file(environ: Mapping[str, str]) -> Path | None:
         if os.path.lexists(own):  # a link to a file that is gone: no other store is opened in its place
             raise ConfigurationError(f"{own} is a link that leads nowhere, or no file; mend it, or move it away")
         project = folder / "pyproject.toml"
-        if _is_file(project) and _remembered(_has_our_table, project):
-            return project
+        with suppress(OSError):  # not remembered: it may be the lack of a descriptor
+            if _is_file(project) and _remembered(_has_our_table, project):
+                return project
     return None
 
 
@@ -119,19 +122,18 @@ _NAMES_US: Final = re.compile(
 
 
 def _has_our_table(project: Path) -> bool:
-    """True if a ``pyproject.toml`` configures stores; the file of another project may be malformed."""
-    try:
-        text = project.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
+    """True if a ``pyproject.toml`` configures stores; the file of another project may be malformed.
+
+    Raises:
+        OSError: the file cannot be read now.
+    """
+    text = project.read_text(encoding="utf-8-sig", errors="replace")
     if _NAMES_US.search(text) is None:
         return False
     try:
         import tomllib  # most programs have no such file
 
         tool = tomllib.loads(text).get("tool")
-    except OSError:  # no descriptor is left for the import
-        return False
     except (tomllib.TOMLDecodeError, RecursionError):
         return re.search(r"^\s*\[+\s*tool\s*\.\s*kode\b", text, re.MULTILINE) is not None
     return isinstance(tool, dict) and "kode" in tool
@@ -141,12 +143,11 @@ def _toml(path: Path) -> dict[str, Any]:
     try:
         import tomllib
 
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(decoded(path.read_bytes()))
     except OSError as exc:
         problem = f"cannot be read: {exc.strerror}"
-    except UnicodeDecodeError:
-        problem = "is not TOML: it is not UTF-8"
+    except UnicodeError as exc:
+        problem = f"is not TOML: {exc}"
     except RecursionError:
         problem = "is not TOML: it nests too deep"
     except tomllib.TOMLDecodeError as exc:  # its message may quote a key or a value

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from kode_core.authoring.encodings import decoded
 from kode_core.authoring.values import near
 from kode_core.errors import ConfigurationError, PluginError
 from kode_core.ids import nearest
@@ -147,11 +148,11 @@ def _content(variable: str, file: str) -> str:
     try:
         with Path(file).open("rb") as opened:
             content = opened.read(_MAX_FILE + 1)
-        text = content.decode().removesuffix("\n").removesuffix("\r")
+        text = decoded(content).removesuffix("\n").removesuffix("\r")
     except OSError as exc:
         problem = exc.strerror or "it cannot be read"
-    except ValueError:  # a NUL in the path, or a text that is not UTF-8
-        problem = "its name or its text is not UTF-8"
+    except ValueError as exc:
+        problem = str(exc) if type(exc) is UnicodeError else "its name is no path"
     if problem:
         raise ConfigurationError(f"{variable} has to be the path of a file with the value: {problem}")
     if len(content) > _MAX_FILE:

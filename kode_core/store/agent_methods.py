@@ -122,3 +122,7 @@ class AgentMethods(DocumentMethods):
 
     async def import_agent(self, agent_id: str, records: AgentRecords, *, fence: Lease | None = None) -> None:
         await self._fenced("import_agent", agent_id, fence, self._wholes.write, records)
+
+    async def _replace_agent(self, agent_id: str, records: AgentRecords) -> None:
+        """Write an agent in the place of all that is stored under its id, in one write; for copies of stores."""
+        await self._fenced("import_agent", agent_id, None, self._wholes.write, records, replaces=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -14,7 +13,7 @@ from kode_core.batch import AgentSummary, Doc, DocKind, Found, FoundRow, ListKin
 from kode_core.codec import Body
 from kode_core.engine import check_any_of
 from kode_core.errors import CorruptRecordError, InvalidArgumentError
-from kode_core.ids import MAX_AGENT_ID_BYTES, can_begin, is_shortened, plain_text, prefix_end, row_name
+from kode_core.ids import can_begin, is_shortened, plain_text, prefix_end, row_name
 from kode_core.large import decode_in_slices, decode_list_in_slices, decode_run_in_slices
 from kode_core.model import (
     AgentInfo,
@@ -46,9 +45,18 @@ from kode_core.store.pages import FIRST_PAGE, next_limit
 from kode_core.store.remembered import Remembered, Tail
 from kode_core.store.rows import LISTS
 from kode_core.store.steps import checked_flag
+from kode_core.store.stored_ids import below
 from kode_core.tenants import seen_from
 
-__all__ = ["Reader", "Search", "decoded_info", "left_out_of", "session_of", "stored_message", "stored_tool_call"]
+__all__ = [
+    "Reader",
+    "Search",
+    "decoded_info",
+    "left_out_of",
+    "session_of",
+    "stored_message",
+    "stored_tool_call",
+]
 
 log = logging.getLogger("kode_core")
 
@@ -173,24 +181,13 @@ class Reader:
             if len(page) < _IDS_AT_ONCE:
                 return
             after = page[-1]
-        end, after = prefix_end(prefix), _below(prefix)
+        end, after = prefix_end(prefix), below(prefix)
         while True:
             page = await engine.stored_ids(after, _IDS_AT_ONCE)
             yield Found((one for one in page if one.startswith(prefix)), left_out_of(page))
             if not page or (end is not None and page[-1] >= end):
                 return
             after = page[-1]
-
-
-def _below(prefix: str) -> str | None:
-    """A text below all ids with the prefix, close to the first of them; None for the empty prefix."""
-    if not prefix:
-        return None
-    code = ord(prefix[-1]) - 1
-    if not code:
-        return prefix[:-1] or None
-    text = prefix[:-1] + chr(0xD7FF if 0xD800 <= code < 0xE000 else code)
-    return text + chr(sys.maxunicode) * ((MAX_AGENT_ID_BYTES - len(text.encode())) // 4)
 
 
 def _next_run(pending: list[tuple[Body, int]]) -> list[tuple[Body, int]]:

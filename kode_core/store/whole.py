@@ -203,18 +203,23 @@ class Wholes:
 
     # --- writing
 
-    async def write(self, agent_id: str, fence: Fence | None, records: AgentRecords) -> None:
-        """Write an agent of which nothing is stored."""
+    async def write(self, agent_id: str, fence: Fence | None, records: AgentRecords, *, replaces: bool = False) -> None:
+        """Write an agent of which nothing is stored; or, in the same write, remove all that is stored before."""
         check_class(AgentRecords, records, "records")
         updated_at = _checked(records)
         batch = self._context.batch(agent_id, fence=fence, **await self._contents(agent_id, records))
         batch = batch if updated_at is None else replace(batch, now=updated_at)
+        if replaces:
+            await self._appender.drain(agent_id)
         try:
-            if not await write_new(self._context, batch, "import"):
+            if not await write_new(self._context, batch, "import", replaces=replaces):
                 raise StoreBusyError(f"agent {agent_id!r} kept changing while it was imported; nothing was written")
         except ConflictError:
             await self._writer.check_held(agent_id, fence)
             raise
+        finally:
+            if replaces:
+                self._appender.deleted(agent_id)
         self._appender.stored(agent_id, batch.events)
 
     async def _contents(self, agent_id: str, records: AgentRecords) -> dict[str, Any]:
@@ -286,25 +291,28 @@ async def _check_changed(engine: Engine, agent_id: str, key: str, before: bytes)
             raise CorruptRecordError(name, "its stored version is not the version of its value")
 
 
-async def write_new(context: Context, batch: Batch, noun: str) -> bool:
+async def write_new(context: Context, batch: Batch, noun: str, *, replaces: bool = False) -> bool:
     """Write an agent of which nothing is stored; False if others kept changing it.
 
     A *noun*, which is a fork or an import, overwrites and inherits nothing. An engine that checks demands looks again
     in the atomic step of the write. Lists that are empty and have versions, since all was removed from them, are no
-    contents: the write deletes them, so that the agent has the given times.
+    contents: the write deletes them, so that the agent has the given times. If it *replaces*, it deletes everything.
 
     Raises:
         ConflictError: a record of some kind is stored.
     """
     engine, agent_id = context.engine, batch.agent_id
-    batch = replace(batch, expect_nothing=checks_demands(engine))
+    batch = replace(batch, expect_nothing=checks_demands(engine) and not replaces)
+    if replaces:  # engines check demands before the delete
+        batch = replace(batch, docs=tuple(replace(write, expect=None) for write in batch.docs))
     for _ in range(_ATTEMPTS):
         summary = await engine.summary(agent_id)
-        await _check_unused(engine, summary, agent_id, noun)
+        if not replaces:
+            await _check_unused(engine, summary, agent_id, noun)
         demands = unchanged(summary)
         lists = zip((batch.messages, batch.tool_calls), demands["expect_lists"], strict=True)
         messages, calls = (write and replace(write, expect=version) for write, version in lists)
-        attempt = replace(batch, delete=summary is not None, messages=messages, tool_calls=calls, **demands)
+        attempt = replace(batch, delete=replaces or summary is not None, messages=messages, tool_calls=calls, **demands)
         if not isinstance(await context.commit(attempt), Refused):
             return True
     return False

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from kode_core.codec import to_dict
+from kode_core.ids import SURROGATE
 from kode_core.jsonvalue import dump
 from kode_core.model import Message, StoredEvent, StoredMessage, ToolCallRecord
 from kode_core.query import Session
@@ -171,15 +172,7 @@ def _text(text: str | None) -> str | None:
     """*text*; a lone surrogate, which no Parquet file can have, becomes U+FFFD."""
     if text is None or text.isascii():
         return text
-    return "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text) if _has_lone(text) else text
-
-
-def _has_lone(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+    return SURROGATE.sub("\ufffd", text)
 
 
 def _json(value: Any) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from inspect import isawaitable
 from typing import Any, Final, TypeAlias
 
+from kode_core.authoring.encodings import decoded
 from kode_core.authoring.paths import local_path
 from kode_core.errors import ConfigurationError, KodeError
 
@@ -122,9 +123,9 @@ class KeyRing:
                         f"{place} has keys of encryption, and its mode {stat.S_IMODE(status.st_mode):o} lets others "
                         f"use it; run: chmod 600 {place}"
                     )
-                text = file.read(_MOST_TEXT).decode("ascii")
-        except UnicodeDecodeError:
-            text = ""
+                text = decoded(file.read(_MOST_TEXT))
+        except UnicodeError as exc:
+            raise ConfigurationError(f"the keys of encryption cannot be read from {place}: {exc}") from None
         except OSError as exc:
             is_key = _LIKE_A_KEY.search(str(place).removeprefix(place.drive))
             shown = "a file whose name looks like a key itself" if is_key else place

@@ -284,7 +284,11 @@ class Encryption(Blinding):
 
     async def stored(self, batch: Batch) -> Batch:
         """*batch* as the engine gets it; an event that it has as plain text stays so, to be known again (EVT-4)."""
-        plain = await self._stored_plain(batch) if self._is_mixed and batch.events else frozenset[tuple[int, bytes]]()
+        plain = (
+            await self._stored_plain(batch)
+            if self._is_mixed and batch.events and not batch.delete
+            else frozenset[tuple[int, bytes]]()
+        )
         changed = await super().stored(batch)
         if not plain:
             return changed

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from kode_core.authoring.dropped import tables_dropped
 from kode_core.authoring.opening import without_deadline
 from kode_core.errors import (
     SchemaVersionError,
@@ -77,11 +78,7 @@ async def probe(session: Session, tables: Tables, place: str) -> None:
 
 
 def _dropped(place: str, tables: Tables, names: Sequence[str]) -> StoreUnavailableError:
-    verb = "is" if len(names) == 1 else "are"
-    return StoreUnavailableError(
-        f"{place}: {', '.join(names)} {verb} missing, which {tables.meta} says were made: put back a backup; to begin"
-        f" anew, drop the other tables and {_remedy(tables, 0)}"
-    )
+    return tables_dropped(place, names, f"{tables.meta} says were made", f"and {_remedy(tables, 0)}")
 
 
 async def _home(con: Any, tables: Tables) -> str:

@@ -30,7 +30,7 @@ def password_in(file: str, host: str, port: int, database: str, user: str) -> st
                 f"the password file {path} can be read by others, and is not read: run chmod 0600", stacklevel=2
             )
             return None
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
     except (OSError, ValueError):
         return None
     wanted = (host, str(port), database, user)

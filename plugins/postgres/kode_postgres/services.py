@@ -42,7 +42,7 @@ def _service(name: str, file: str | None, folder: str | None) -> dict[str, str]:
     files = [Path(file) if file else Path("~", _PERSONAL).expanduser(), *([Path(folder, _COMMON)] if folder else [])]
     for one in files:
         try:
-            text = one.read_text(encoding="utf-8")
+            text = one.read_text(encoding="utf-8-sig")
         except (OSError, ValueError):
             continue
         found = _section(text, name, one)

@@ -302,6 +302,14 @@ def test_the_line_of_a_password_file(
     assert password_in(str(file), host, port, database, user) == password
 
 
+def test_a_password_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Editors of Windows write one; it is no part of the first line."""
+    file = tmp_path / "passwords"
+    file.write_text("\ufeffdb:1:k:u:secret\r\n", encoding="utf-8")
+    file.chmod(0o600)
+    assert password_in(str(file), "db", 1, "k", "u") == "secret"
+
+
 def test_a_password_file_that_others_can_read(tmp_path: Path) -> None:
     """Nothing in it is taken, and the warning names the file alone; one that is not there is none."""
     file = tmp_path / "passwords"

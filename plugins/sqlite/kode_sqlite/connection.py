@@ -130,14 +130,24 @@ class Connection(aiosqlite.Connection):
         await self.run(_leave_transaction)
 
     async def close(self) -> None:
-        """Close the connection and end its thread, in one hop; a second call does nothing."""
+        """Close the connection and end its thread, in one hop; a second call does nothing.
+
+        The thread goes on without a caller who is cancelled, and notes itself that the file is closed: until then a
+        look at the file would drop the locks of the connection.
+        """
         if self._connection is None or not self._running:
             return
+        self._tx.put_nowait((None, self._close_in_thread))
+        ended = self.stop()
+        assert ended is not None
+        await ended
+
+    def _close_in_thread(self) -> None:
         try:
-            ended = self.stop()
-            assert ended is not None
-            await ended
+            if self._connection is not None:
+                self._connection.close()
         finally:
+            self._connection = None
             self._forget()
 
     def discard(self) -> None:

@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from kode_core.errors import CorruptRecordError, SchemaVersionError, StoreBusyError, StoreUnavailableError
+from kode_core.authoring.dropped import tables_dropped
+from kode_core.errors import CorruptRecordError, SchemaVersionError, StoreBusyError
 from kode_sqlite.errors import translated
 from kode_sqlite.looking import looking
 from kode_sqlite.schema import MIGRATIONS, Step
@@ -101,16 +102,17 @@ def _tables() -> frozenset[str]:
     return frozenset(re.findall(r"^CREATE TABLE (?:IF NOT EXISTS )?(\w+)", "\n".join(sql()), re.MULTILINE))
 
 
+def _found(db: sqlite3.Connection) -> set[str]:
+    return {
+        name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB 'kode_*'")
+    }
+
+
 def see_tables(db: sqlite3.Connection, path: str) -> None:
     """Raise StoreUnavailableError, with their names, if tables were dropped."""
-    found = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    missing = sorted(_tables() - found)
+    missing = sorted(_tables() - _found(db))
     if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        raise StoreUnavailableError(
-            f"{path}: {', '.join(missing)} {verb} missing, which this store has made: put back a backup; to begin anew,"
-            " drop the other tables that begin with kode_"
-        )
+        raise tables_dropped(path, missing, "this store has made", "that begin with kode_")
 
 
 def script(path: str) -> str:
@@ -165,12 +167,13 @@ def migrate(db: sqlite3.Connection, path: str, terms: Terms) -> None:
     Raises:
         SchemaVersionError: the tables have a newer version; nothing is changed.
         StoreBusyError: another process was writing all the time.
+        StoreUnavailableError: tables were dropped.
     """
-    if migration_progress(db) == MigrationProgress(len(MIGRATIONS)):
-        return
-    with _settings(db, busy_timeout=_BUSY_MS, temp_store=_IN_FILES, cache_size=_CACHE, cache_spill=1):
-        while _take_step(db, path, terms):
-            pass
+    if migration_progress(db) != MigrationProgress(len(MIGRATIONS)):
+        with _settings(db, busy_timeout=_BUSY_MS, temp_store=_IN_FILES, cache_size=_CACHE, cache_spill=1):
+            while _take_step(db, path, terms):
+                pass
+    see_tables(db, path)
 
 
 @contextmanager
@@ -191,7 +194,7 @@ def _take_step(db: sqlite3.Connection, path: str, terms: Terms) -> bool:
     with _turn(db, path, terms):
         progress = migration_progress(db)
         _see_newer(progress, path)
-        if not progress.version and db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_agents'").fetchone():
+        if not progress.version and not _tables().isdisjoint(_found(db)):
             raise CorruptRecordError(
                 f"database {path}", "it has tables of a store, and not their version; put back a backup"
             )

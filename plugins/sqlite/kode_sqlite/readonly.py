@@ -19,7 +19,7 @@ from kode_core.errors import SchemaVersionError, StorageError, StoreBusyError, S
 from kode_sqlite.connection import Connection, StillConnection, open_connection, see_encoding
 from kode_sqlite.engine import SqliteEngine
 from kode_sqlite.looking import has_log, stillness
-from kode_sqlite.migrations import version_of
+from kode_sqlite.migrations import see_tables, version_of
 from kode_sqlite.options import SqliteOptions
 from kode_sqlite.schema import SCHEMA_VERSION
 from kode_sqlite.writes import Transaction
@@ -140,3 +140,4 @@ def _see_store(db: sqlite3.Connection, path: str) -> None:
     if version != SCHEMA_VERSION:
         todo = "open it once where it may be written" if version < SCHEMA_VERSION else "upgrade kode-sqlite"
         raise SchemaVersionError(f"{path} has schema {version}, and this kode-sqlite reads {SCHEMA_VERSION}: {todo}")
+    see_tables(db, path)

@@ -68,6 +68,7 @@ _TABLES: Final = (
         columnsize = 0, tokenize = 'trigram case_sensitive 1')""",
     """CREATE TRIGGER kode_texts_delete AFTER DELETE ON kode_texts WHEN OLD.state = 1 BEGIN
         INSERT INTO kode_text (kode_text, rowid, text) VALUES ('delete', OLD.id, OLD.text);
+        INSERT OR IGNORE INTO kode_meta VALUES ('texts_deleted', 1);
     END""",
     f"""CREATE TRIGGER kode_texts_message_insert AFTER INSERT ON kode_messages BEGIN
         {_FORGET.format("NEW")};
@@ -95,6 +96,7 @@ _DROPS: Final = (
     "DROP TRIGGER IF EXISTS kode_texts_delete",
     "DROP TABLE IF EXISTS kode_text",
     "DROP TABLE IF EXISTS kode_texts",
+    "DELETE FROM kode_meta WHERE key = 'texts_deleted'",
 )
 
 
@@ -143,8 +145,15 @@ def drop(db: DB, _: str) -> None:
 
 
 def keeps_deleted(db: DB) -> bool:
-    """Whether the index keeps parts of deleted messages: those that this SQLite, or an older one, made do."""
-    return has_index(db) and _config(db, "secure-delete") != 1
+    """Whether the index may have parts of deleted messages: those that this SQLite, or an older one, made keep them.
+
+    Indexes from before deletes were noted count as if there had been some.
+    """
+    if not has_index(db) or _config(db, "secure-delete") == 1:
+        return False
+    noted = "SELECT 1 FROM sqlite_master WHERE name = 'kode_texts_delete' AND sql LIKE '%texts_deleted%'"
+    deleted = "SELECT 1 FROM kode_meta WHERE key = 'texts_deleted'"
+    return db.execute(noted).fetchone() is None or db.execute(deleted).fetchone() is not None
 
 
 def see_format(db: DB, path: str) -> None:

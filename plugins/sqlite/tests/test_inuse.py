@@ -57,6 +57,28 @@ async def test_a_look_waits_for_who_opens_and_who_opens_for_a_look(tmp_path: Pat
     assert os.path.realpath(path) not in inuse._FILES
 
 
+async def test_a_file_is_in_use_until_it_is_closed(tmp_path: Path) -> None:
+    """Also when the caller who closes it is cancelled meanwhile, once or twice."""
+    path = str(tmp_path / "a.db")
+    await (await SqliteStore(path).open()).close()
+    connection = await open_connection(SqliteOptions(db_path=path))
+    gate = threading.Event()
+    working = asyncio.ensure_future(connection.run(lambda db: gate.wait()))
+    await asyncio.sleep(0)
+    for _ in range(2):
+        closing = asyncio.ensure_future(connection.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        with inuse.unused(path) as is_unused:
+            assert not is_unused
+    gate.set()
+    await working
+    await asyncio.to_thread(connection._thread.join)
+    with inuse.unused(path) as is_unused:
+        assert is_unused
+
+
 async def test_an_opening_that_is_given_up_leaves_nothing_open(tmp_path: Path) -> None:
     """The connection that its thread makes later is closed, and no longer counts."""
     path = str(tmp_path / "a.db")
