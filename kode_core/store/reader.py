@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -386,8 +387,13 @@ async def session_in(summary: AgentSummary | None, pace: Pace) -> SessionInfo | 
     return await session_of(row, pace)
 
 
+@functools.cache
+def _values_of(kind: type[Record]) -> Callable[[Record], tuple[Any, ...]]:
+    return operator.attrgetter(*kind.__struct_fields__)
+
+
 def _fields(record: Record) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__struct_fields__}
+    return dict(zip(record.__struct_fields__, _values_of(type(record))(record), strict=True))
 
 
 async def stored_message(row: FoundRow, pace: Pace) -> StoredMessage:
