@@ -202,7 +202,7 @@ def create_extended_store(
 
 
 def _extended(store: Store) -> ExtendedStore:
-    if not isinstance(store, ExtendedStore):
+    if not isinstance(store, (EngineStore, ExtendedStore)):  # to look for the methods of a protocol takes long
         raise IncompatibleBackendError(
             f"{type(store).__name__} has only the methods of Store; open it with create_store"
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from kode_core import MemoryStore
+from kode_core import MemoryStore, metadata
 from kode_core.authoring.texts import indexed_text, needle_grams
 from kode_core.batch import FoundRow
 from kode_core.codec import Body, encode
@@ -186,6 +186,25 @@ def test_what_an_index_has_is_in_every_text_that_contains() -> None:
     assert needle_grams("ab") == []
     assert len(needle_grams("".join(map(chr, range(1_000, 11_000))))) <= 24
     assert indexed_text(Body("{", b"")) is None
+
+
+async def test_a_search_by_metadata_reads_the_keys_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other values of a message's metadata, which may be large, are not encoded; nor any where a key is absent."""
+    read, encoded = metadata._canonical_text, list[Any]()
+
+    def noted(value: Any, label: str) -> Iterator[str]:
+        if label == "the metadata of a message":
+            encoded.append(value)
+        return read(value, label)
+
+    monkeypatch.setattr(metadata, "_canonical_text", noted)
+    async with MemoryStore() as store:
+        many = {f"k{i}": [i] * 100 for i in range(50)}
+        of = [{**many, "run": "r1", "n": i} for i in range(3)]
+        await store.save_messages("a", [Message.user("x").replace(metadata=one) for one in (*of, {**many, "n": 1})])
+        found = await store.query_messages(metadata={"run": "r1", "n": 1.0})
+    assert [one.position for one in found] == [1]
+    assert sorted(map(str, encoded)) == ["0", "1", "2", "r1", "r1", "r1"]
 
 
 async def test_texts_and_metadata_that_are_none_are_refused() -> None:

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from kode_core.batch import FoundRow
 from kode_core.engine import Engine, check_any_of
 from kode_core.errors import CorruptRecordError
+from kode_core.ids import index_text
 from kode_core.metadata import index_of_metadata
 from kode_core.model import Message, StoredMessage
 from kode_core.pace import Pace
@@ -28,7 +29,11 @@ _MOST_CHARACTERS: Final = 64 << 20
 async def is_match(message: Message, query: MessageQuery, pace: Pace) -> bool:
     """Whether the contents of a message match; the other filters are the engine's."""
     if query.metadata:
-        pairs = await index_of_metadata(message.metadata or {}, "the metadata of a message", pace)
+        keys = {key for key, _ in query.metadata}
+        asked = {key: value for key, value in (message.metadata or {}).items() if index_text(key) in keys}
+        if len(asked) < len(keys):
+            return False
+        pairs = await index_of_metadata(asked, "the metadata of a message", pace)
         if not set(query.metadata) <= set(pairs):
             return False
     return query.contains is None or await contains_text(message, query.contains, pace)

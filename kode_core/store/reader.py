@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -48,15 +49,7 @@ from kode_core.store.steps import checked_flag
 from kode_core.store.stored_ids import below
 from kode_core.tenants import seen_from
 
-__all__ = [
-    "Reader",
-    "Search",
-    "decoded_info",
-    "left_out_of",
-    "session_of",
-    "stored_message",
-    "stored_tool_call",
-]
+__all__ = ["Reader", "Search", "decoded_info", "left_out_of", "session_of", "stored_message", "stored_tool_call"]
 
 log = logging.getLogger("kode_core")
 
@@ -383,8 +376,13 @@ async def session_in(summary: AgentSummary | None, pace: Pace) -> SessionInfo | 
     return await session_of(row, pace)
 
 
+@functools.cache
+def _values_of(kind: type[Record]) -> Callable[[Record], tuple[Any, ...]]:
+    return operator.attrgetter(*kind.__struct_fields__)
+
+
 def _fields(record: Record) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__struct_fields__}
+    return dict(zip(record.__struct_fields__, _values_of(type(record))(record), strict=True))
 
 
 async def stored_message(row: FoundRow, pace: Pace) -> StoredMessage:

@@ -73,10 +73,13 @@ async def an_agent_and_a_key_do_not_run_together(ctx: Context) -> None:
         await asyncio.gather(*(save(ctx.store, short, long_key, 1) for short, long_key, *_ in pairs))
         await asyncio.gather(*(save(other, long, key, 2) for _, _, long, key, _ in pairs))
         await asyncio.gather(*(save(ctx.store, long, key, 3) for _, _, long, key, _ in pairs))
+        alone = dict[tuple[str, int], Any]()
         for i, (short, long_key, long, key, dash) in enumerate(pairs):
             for agent, its, number in ((short, long_key, 1), (long, key, 3)):
-                await save(ctx.store, f"{i}-{number}", its, number)
-                wanted = await load(ctx.store, f"{i}-{number}")
+                if (its, number) not in alone:
+                    await save(ctx.store, f"{i}-{number}", its, number)
+                    alone[its, number] = await load(ctx.store, f"{i}-{number}")
+                wanted = alone[its, number]
                 ctx.equal(len(wanted), 1, f"how many {name} an agent of its own has")
                 found = await load(other, agent)
                 ctx.equal(

@@ -91,7 +91,7 @@ async def every_number_in_every_field(ctx: Context) -> None:
     """Numbers and times at the edges of their types come back to the last bit, whole or fractional as they were, from
     every field, by every method, from every instance, from forks, and after the store was opened again.
     """
-    await come_back(ctx, number_values)
+    await come_back(ctx, number_values, shares=True)
 
 
 _SHORT: Final = 8_193
@@ -412,8 +412,8 @@ def _over(field: Field) -> Sequence[Any]:
 
 
 def _with(record: Any, fields: Sequence[Field], phase: int) -> Any:
-    def value(field: Field) -> Any:
-        values = _over(field) if phase and field in fields else ()
-        return values[(phase - 1) % len(values)] if values else value_in(record, field)
-
-    return made(fields[0].root, value)
+    for field in fields if phase else ():
+        values = _over(field)
+        if values:
+            record = put(record, field, values[(phase - 1) % len(values)])
+    return record

@@ -56,7 +56,7 @@ async def parts_are_what_the_whole_list_has_there(ctx: Context) -> None:
         agent_id = f"a{count}"
         messages, calls = samples.messages(count), [samples.tool_call(i) for i in range(count)]
         await ctx.store.save_turn(agent_id, messages=messages, tool_calls=calls)
-        every = 3 if count > 101 and ctx.settings.tier is Tier.QUICK else 1
+        every = 3 if count > 8 and ctx.settings.tier is Tier.QUICK else 1
         for i, bounds in enumerate(itertools.islice(_bounds(count), number % every, None, every)):
             store = stores[(number + i) % 2]
             told = f"a part {bounds} of {count}"

@@ -61,7 +61,7 @@ _FEW = 5_000
 @check("VAL-1", under=(Dimension.LOOKALIKES, Dimension.NUMBERS, Dimension.INSTANCES))
 async def any_json_value_comes_back_exactly(ctx: Context) -> None:
     """Any JSON value comes back exactly as given, types and key order included, from every free-form field."""
-    values = [payload.value for payload in PAYLOADS if payload.is_json and len(repr(payload.value)) < _FEW]
+    values = [payload.value for payload in _SMALL if payload.is_json and len(repr(payload.value)) < _FEW]
 
     def of_field(field: Field) -> Sequence[Any]:
         if field.holds is Holds.JSON:
@@ -70,7 +70,7 @@ async def any_json_value_comes_back_exactly(ctx: Context) -> None:
             return [{"newer": value} for value in values]
         return [value for value in values if type(value) is dict] if field.holds is Holds.DICT else ()
 
-    await come_back(ctx, of_field)
+    await come_back(ctx, of_field, shares=True)
 
 
 @check(

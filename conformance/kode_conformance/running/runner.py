@@ -46,8 +46,9 @@ def capabilities_of(harness: StoreHarness) -> Capability:
             known = ", ".join(one.name or "" for one in Capability.ALL)
             raise ValueError(f"{harness.name} lacks {name!r}, which is no capability; there are {known}")
         found &= ~Capability[name]
-    known_ids = {check.id for check in load_checks()}
-    unknown = sorted(set(harness.deviations) - known_ids)
+    if not harness.deviations:
+        return found
+    unknown = sorted({*harness.deviations}.difference(check.id for check in load_checks()))
     if unknown:
         raise ValueError(f"{harness.name} declares deviations from checks that do not exist: {', '.join(unknown)}")
     return found

@@ -209,43 +209,53 @@ def made(root: type, value: Callable[[Field], Any], pick: _Pick = _all_items) ->
 
 
 def _make(node: _Node, value: Callable[[Field], Any], pick: _Pick) -> Any:
-    if isinstance(node, Field):
+    if type(node) is Field:
         return value(node)
-    if isinstance(node, _Unknown):
-        return UnknownBlock({"type": value(node.type), **value(node.rest)})
-    if isinstance(node, _List):
-        return tuple(_make(item, value, pick) for item in pick(node))
-    return node.cls(**{name: _make(part, value, pick) for name, part in node.parts})
+    if type(node) is _Struct:
+        return node.cls(
+            **{name: value(part) if type(part) is Field else _make(part, value, pick) for name, part in node.parts}
+        )
+    if type(node) is _List:
+        return tuple([_make(item, value, pick) for item in pick(node)])
+    assert isinstance(node, _Unknown)
+    return UnknownBlock({"type": value(node.type), **value(node.rest)})
+
+
+_PLAIN: Final[dict[Holds, Callable[[str, int], Any]]] = {
+    Holds.TEXT: lambda name, number: f"{name} {number}",
+    Holds.KEY: lambda name, number: f"{name}-{number}",
+    Holds.AGENT: lambda name, number: "a",
+    Holds.WHOLE: lambda name, number: number,
+    Holds.NUMBER: lambda name, number: number + 0.5,
+    Holds.TIME: lambda name, number: T0 + number,
+    Holds.BOOL: lambda name, number: True,
+    Holds.COUNT: lambda name, number: 0,
+}
+
+
+def _plain_of(field: Field) -> Callable[[int], Any]:
+    """A function of a number that gives the value of the field where no other is asked."""
+    if field.holds is Holds.CHOICE:
+        return lambda number: field.options[number % len(field.options)]
+    name = str(field.path[-1]) if isinstance(field.path[-1], str) else str(field.path[-2])
+    if field.holds not in _PLAIN:
+        return lambda number: {f"of {name}": [name, number, None]}
+    return functools.partial(_PLAIN[field.holds], name)
+
+
+@functools.cache
+def _plain_in(root: type) -> Sequence[Callable[[int], Any]]:
+    return [_plain_of(field) for field in fields_of(root)]
 
 
 def _plain(field: Field, number: int) -> Any:
-    """The value of a field for which no other is asked."""
-    name = str(field.path[-1]) if isinstance(field.path[-1], str) else str(field.path[-2])
-    if field.holds is Holds.CHOICE:
-        return field.options[number % len(field.options)]
-    match field.holds:
-        case Holds.TEXT:
-            return f"{name} {number}"
-        case Holds.KEY:
-            return f"{name}-{number}"
-        case Holds.AGENT:
-            return "a"
-        case Holds.WHOLE:
-            return number
-        case Holds.NUMBER:
-            return number + 0.5
-        case Holds.TIME:
-            return T0 + number
-        case Holds.BOOL:
-            return True
-        case Holds.COUNT:
-            return 0
-    return {f"of {name}": [name, number, None]}
+    return _plain_in(field.root)[field.number](number)
 
 
 def full(root: type, number: int = 0) -> Any:
     """A record with something in each of its fields, optional ones too; numbers tell them apart."""
-    return made(root, lambda field: _plain(field, number))
+    plain = _plain_in(root)
+    return made(root, lambda field: plain[field.number](number))
 
 
 def alone(field: Field, value: Any, number: int = 0) -> Any:
@@ -265,12 +275,28 @@ def alone(field: Field, value: Any, number: int = 0) -> Any:
 
 def put(record: Any, field: Field, value: Any) -> Any:
     """A copy of a record of :func:`full` or :func:`rows` with *value* in one field."""
-    return made(field.root, lambda other: value if other is field else value_in(record, other))
+    return _put(record, field, value, 0)
+
+
+def _put(found: Any, field: Field, value: Any, depth: int) -> Any:
+    """A copy of what stands at that depth of the field's path."""
+    if depth == len(field.path):
+        return value
+    if isinstance(found, UnknownBlock):
+        is_type = field.holds is not Holds.SPREAD
+        return UnknownBlock({**found.data, "type": value} if is_type else {"type": found.type, **value})
+    step: Any = field.path[depth]
+    if isinstance(found, tuple):
+        return (*found[:step], _put(found[step], field, value, depth + 1), *found[step + 1 :])
+    return msgspec.structs.replace(found, **{step: _put(getattr(found, step), field, value, depth + 1)})
 
 
 def of_agent(record: Any, agent_id: str) -> Any:
     """The record, for that agent where it names one."""
     return record.replace(agent_id=agent_id) if isinstance(record, AgentInfo) else record
+
+
+_ABSENT: Final = object()
 
 
 def value_in(record: Any, field: Field) -> Any:
@@ -279,10 +305,10 @@ def value_in(record: Any, field: Field) -> Any:
     for step in field.path:
         if isinstance(found, (dict, tuple)):
             found = cast(Any, found)[step]
-        elif hasattr(found, str(step)):
-            found = getattr(found, str(step))
         else:
-            raise LookupError(field.name)
+            found = getattr(found, cast(str, step), _ABSENT)
+            if found is _ABSENT:
+                raise LookupError(field.name)
     if field.owner is UnknownBlock and field.holds is Holds.SPREAD:
         return {key: value for key, value in found.items() if key != "type"}
     return found

@@ -6,6 +6,7 @@ The tables list every kind of record that an agent can have many of, and every c
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -42,7 +43,7 @@ def _plain(records: Iterable[Any], kind: type) -> object:
     if not names:
         return [(type(record), record) for record in records]
     try:
-        return _ENCODER.encode([[getattr(record, name) for name in names] for record in records])
+        return _ENCODER.encode(list(map(operator.attrgetter(*names), records)))
     except (AttributeError, UnicodeEncodeError):
         return object()
 

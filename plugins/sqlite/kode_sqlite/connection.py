@@ -51,17 +51,24 @@ class _Work:
     """A call for the thread, in the context of its caller: spans that are opened in it are children of the caller's.
 
     aiosqlite logs its calls, and records of agents must not appear in a log.
+
+    Attributes:
+        has_ended: set by the thread.
     """
 
-    __slots__ = ("_args", "_call", "_context")
+    __slots__ = ("_args", "_call", "_context", "has_ended")
 
     def __init__(self, call: Callable[..., Any], *args: Any) -> None:
         self._call = call
         self._args = args
         self._context = copy_context()
+        self.has_ended = False
 
     def __call__(self) -> Any:
-        return self._context.run(self._call, *self._args)
+        try:
+            return self._context.run(self._call, *self._args)
+        finally:
+            self.has_ended = True
 
     def __repr__(self) -> str:
         return getattr(self._call, "__qualname__", type(self._call).__name__)
@@ -95,7 +102,7 @@ class Connection(aiosqlite.Connection):
         self.is_still = is_still
         self._path = path
         self._file = None
-        self._reading: asyncio.Future[Any] | None = None
+        self._reading: _Work | None = None
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
         """Call with the sqlite3 connection as the first argument; errors of SQLite are translated."""
@@ -110,23 +117,23 @@ class Connection(aiosqlite.Connection):
             asyncio.CancelledError: the function may still be running.
         """
         with translated(self._path):
-            self._reading = future = asyncio.get_running_loop().create_future()
             if not self._running:
                 raise ValueError("Connection closed")
-            self._tx.put_nowait((future, _Work(call, self._conn, *args)))
-            found: T = await asyncio.shield(future)
-            return found
+            self._reading = work = _Work(call, self._conn, *args)
+            future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+            self._tx.put_nowait((future, work))
+            return await future
 
     async def abandon(self) -> None:
         """End an abandoned read, and wait until it has ended; no other call is ever interrupted.
 
         An interruption ends only the current statement, so several statements may need several interruptions.
         """
-        while self._reading is not None and not self._reading.done():
+        pause = 0.001
+        while self._reading is not None and not self._reading.has_ended:
             self._conn.interrupt()
-            await asyncio.wait([self._reading], timeout=0.02)
-        if self._reading is not None and not self._reading.cancelled():
-            self._reading.exception()  # no one else retrieves it
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.02)
         await self.run(_leave_transaction)
 
     async def close(self) -> None:

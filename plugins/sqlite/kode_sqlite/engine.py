@@ -7,7 +7,7 @@ import itertools
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from contextvars import Context, copy_context
 from functools import partial
 from pathlib import Path
@@ -276,24 +276,45 @@ class SqliteEngine:
     async def _read(self, call: Callable[[sqlite3.Connection], T], *, scans: bool = False) -> T:
         if self._options.db_path == MEMORY:
             return await self._writer.run(self._look, call)
-        async with AsyncExitStack() as held:
-            for gate in (self._searchers, self._readers) if scans else (self._readers,):
-                await held.enter_async_context(gate)
-            reader = self._idle_readers.pop() if self._idle_readers else await self._new_reader()
-            held.callback(self._idle_readers.append, reader)
-            try:
-                found: T = await reader.read(self._look, call)
-            except asyncio.CancelledError:
-                task = asyncio.get_running_loop().create_task(self._abandon(reader, held.pop_all()))
-                self._abandoned.add(task)
-                task.add_done_callback(self._abandoned.discard)
-                raise
-            return found
+        gates = (self._searchers, self._readers) if scans else (self._readers,)
+        reader = await self._taken(gates)
+        try:
+            found: T = await reader.read(self._look, call)
+        except asyncio.CancelledError:
+            task = asyncio.get_running_loop().create_task(self._abandon(reader, gates))
+            self._abandoned.add(task)
+            task.add_done_callback(self._abandoned.discard)
+            raise
+        except BaseException:
+            self._give_back(reader, gates)
+            raise
+        self._give_back(reader, gates)
+        return found
 
-    async def _abandon(self, reader: Connection, held: AsyncExitStack) -> None:
+    async def _taken(self, gates: Sequence[asyncio.Semaphore]) -> Connection:
+        """A connection for reads that no one else uses until :meth:`_give_back`."""
+        passed: list[asyncio.Semaphore] = []
+        try:
+            for gate in gates:
+                await gate.acquire()
+                passed.append(gate)
+            return self._idle_readers.pop() if self._idle_readers else await self._new_reader()
+        except BaseException:
+            for gate in passed:
+                gate.release()
+            raise
+
+    def _give_back(self, reader: Connection, gates: Sequence[asyncio.Semaphore]) -> None:
+        self._idle_readers.append(reader)
+        for gate in reversed(gates):
+            gate.release()
+
+    async def _abandon(self, reader: Connection, gates: Sequence[asyncio.Semaphore]) -> None:
         """End an abandoned read, and use its connection again."""
-        async with held:
+        try:
             await reader.abandon()
+        finally:
+            self._give_back(reader, gates)
 
     def _look(self, db: sqlite3.Connection, call: Callable[..., T], *args: Any) -> T:
         """Run *call*, which only reads, in the thread of *db*."""

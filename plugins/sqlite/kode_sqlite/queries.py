@@ -7,8 +7,8 @@ by one. For several filters, the index of one of them is used, and the others ar
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
-from typing import Any, Final, LiteralString
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, LiteralString, TypeAlias
 
 from msgspec.structs import replace
 
@@ -117,8 +117,7 @@ def session_ways(query: SessionQuery) -> list[Way | Merged]:
     by_age = query.sort_by == "created_at"
     ways: list[Way | Merged] = []
     for key, wanted in _rarest_first(query.metadata):
-        rest = {pair: condition for pair, condition in conditions.items() if pair != (key, wanted)}
-        ways += merged([_of_value(query, rest, (key, value)) for value in values_of(wanted)])
+        ways += merged([_of_value(query, conditions, (key, wanted), value) for value in values_of(wanted)])
     if query.template_id is not None:
         table: Final = "kode_agents a INDEXED BY kode_agents_template"
         values = values_of(query.template_id)
@@ -139,10 +138,13 @@ def _rarest_first(metadata: Sequence[tuple[str, Wanted]]) -> list[tuple[str, Wan
     return sorted(metadata, key=lambda pair: pair[0] != "userId")
 
 
-def _of_value(query: SessionQuery, conditions: dict[Any, Condition], pair: tuple[str, str]) -> Way:
-    """Find agents by a value of their metadata; they are in the order of their age. *conditions* are the others."""
+def _of_value(query: SessionQuery, conditions: Mapping[Any, Condition], pair: tuple[str, Wanted], value: str) -> Way:
+    """Find agents by a value of one *pair* of the metadata; they are in the order of their age."""
     by_age = query.sort_by == "created_at"
-    looked_up = [Condition("m.key = ? AND m.value = ?", pair), _span("m.created_at", _ahead(query, "created_at"))]
+    looked_up = [
+        Condition("m.key = ? AND m.value = ?", (pair[0], value)),
+        _span("m.created_at", _ahead(query, "created_at")),
+    ]
     order: tuple[LiteralString, ...] = ("m.created_at", "m.agent_id")
     if by_age and query.after is not None:
         looked_up.append(_beyond(order, query.after, descending=query.descending))
@@ -152,7 +154,7 @@ def _of_value(query: SessionQuery, conditions: dict[Any, Condition], pair: tuple
         order if by_age else (f"a.{_SORTED[query.sort_by][0]}", "a.agent_id"),
         query.descending,
         [condition for condition in looked_up if condition is not None],
-        others(conditions, ("created_at", *(("after",) if by_age else ()))),
+        others(conditions, {pair, "created_at", *(("after",) if by_age else ())}),
         " CROSS JOIN kode_agents a ON a.agent_id = m.agent_id",
         by_age,
     )
@@ -235,8 +237,12 @@ def _index_of(name: str, value: str | bool) -> tuple[LiteralString, Condition] |
     return None
 
 
-def _row_conditions(query: RowQuery) -> dict[str, Condition]:
-    found = {}
+_Conditions: TypeAlias = Mapping[str, Condition]
+"""The conditions that a row must meet, by the name of the filter."""
+
+
+def _row_conditions(query: RowQuery) -> _Conditions:
+    found: dict[str, Condition] = {}
     for name, value in query.where:
         if isinstance(value, bool):
             found[name] = Condition(_FLAGS[name, value])
@@ -252,21 +258,23 @@ def _row_conditions(query: RowQuery) -> dict[str, Condition]:
 def row_ways(query: RowQuery) -> list[Way | Merged]:
     """The ways to find the rows for a query; all are in its order, which is the order of time."""
     ways: list[Way | Merged] = []
+    conditions = _row_conditions(query)
     if isinstance(query.agent_id, Within):
-        ways += [_of_range(query, query.agent_id), _along(query, _OLDEST[query.kind], ())]
+        ways += [_of_range(query, conditions, query.agent_id), _along(query, conditions, _OLDEST[query.kind], ())]
     elif query.agent_id is not None:
-        ways += merged([_of_agent(query, agent_id) for agent_id in values_of(query.agent_id)])
+        ways += merged([_of_agent(query, conditions, agent_id) for agent_id in values_of(query.agent_id)])
     for name, wanted in query.where:
         values = [wanted] if isinstance(wanted, bool) else values_of(wanted)
-        single = [way for value in values if (way := _of_one(query, name, value)) is not None]
+        single = [way for value in values if (way := _of_one(query, conditions, name, value)) is not None]
         if len(single) == len(values):
             ways += merged(single)
-    return ways or [_along(query, _OLDEST[query.kind], ())]
+    return ways or [_along(query, conditions, _OLDEST[query.kind], ())]
 
 
-def _along(query: RowQuery, table: LiteralString, looked_up: Sequence[Condition], *names: str) -> Way:
+def _along(
+    query: RowQuery, conditions: _Conditions, table: LiteralString, looked_up: Sequence[Condition], *names: str
+) -> Way:
     """Find rows along an index in the order of time, in which *looked_up* is looked up: the filters *names*."""
-    conditions = _row_conditions(query)
     order: tuple[LiteralString, ...] = ("r.created_at", "r.agent_id", "r.position")
     after = [] if query.after is None else [_beyond(order, query.after, descending=query.descending)]
     times = [conditions["created_at"]] if "created_at" in conditions else []
@@ -280,23 +288,22 @@ def _seen_agent(query: RowQuery, column: LiteralString) -> list[Condition]:
     return [] if agent is None else [agent]
 
 
-def _of_one(query: RowQuery, name: str, value: str | bool) -> Way | None:
+def _of_one(query: RowQuery, conditions: _Conditions, name: str, value: str | bool) -> Way | None:
     """Find rows by one value of a filter; None for values that most rows have."""
     if name == "content_type":
-        rest = [*others(_row_conditions(query), ("created_at", name)), Condition(_HAS_TYPE, (value,))]
+        rest = [*others(conditions, ("created_at", name)), Condition(_HAS_TYPE, (value,))]
         return None if value in COMMON_TYPES else _of_type(query, str(value), rest)
     found = _index_of(name, value)
     if found is None:
         return None
     table, own = found
     if isinstance(value, bool):
-        return _along(query, table, (Condition(_FLAGS[name, value]), own), name)
-    return _along(query, table, (Condition(f"{_COLUMNS[name]} = ?", (value,)), own), name)
+        return _along(query, conditions, table, (Condition(_FLAGS[name, value]), own), name)
+    return _along(query, conditions, table, (Condition(f"{_COLUMNS[name]} = ?", (value,)), own), name)
 
 
-def _of_agent(query: RowQuery, agent_id: str) -> Way:
+def _of_agent(query: RowQuery, conditions: _Conditions, agent_id: str) -> Way:
     """Find the rows of one agent, which may all have the same time."""
-    conditions = _row_conditions(query)
     order: tuple[LiteralString, ...] = ("r.created_at", "r.agent_id", "r.position")
     looked_up = [Condition("r.agent_id = ?", (agent_id,))]
     looked_up += [conditions["created_at"]] if "created_at" in conditions else []
@@ -309,9 +316,8 @@ def _of_agent(query: RowQuery, agent_id: str) -> Way:
     return Way(_OF_ONE[query.kind], _OF_ROW[query.kind], order, query.descending, looked_up, rest)
 
 
-def _of_range(query: RowQuery, within: Within) -> Way:
+def _of_range(query: RowQuery, conditions: _Conditions, within: Within) -> Way:
     """Find the rows of a range of agents, which are then sorted: a small tenant's in a store of large ones."""
-    conditions = _row_conditions(query)
     order: tuple[LiteralString, ...] = ("r.created_at", "r.agent_id", "r.position")
     looked_up = [Condition("r.agent_id >= ? AND r.agent_id < ?", (within.prefix, within.end))]
     rest = list(conditions.values())

@@ -20,7 +20,7 @@ _ROWS_AT_ONCE: Final = 1000
 
 def is_sound(values: Sequence[Any], kinds: Sequence[type]) -> bool:
     """True if these values have these types."""
-    return all(type(value) is kind for value, kind in zip(values, kinds, strict=True))
+    return tuple(map(type, values)) == tuple(kinds)
 
 
 def see(values: Sequence[Any], kinds: Sequence[type], what: str) -> None:

@@ -28,6 +28,8 @@ class Insert:
 
     def run(self, db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
         """Insert the rows and return the number of rows that were inserted or changed."""
+        if not rows:
+            return 0
         changed = 0
         most = min(3000, db.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)) // self._columns
         for i in range(0, len(rows), most):

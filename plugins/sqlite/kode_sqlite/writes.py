@@ -14,6 +14,7 @@ from kode_core.batch import (
     Applied,
     Batch,
     Child,
+    Doc,
     DocKind,
     DocWrite,
     EventDrop,
@@ -281,9 +282,10 @@ class Transaction:
 
     def _write_docs(self, agent_id: str, writes: Sequence[DocWrite]) -> None:
         """Write the last of the writes of each document."""
-        last = {(write.kind, write.key): write.doc for write in writes}
-        for kind in DocKind:
-            of_kind = {key: doc for (k, key), doc in last.items() if k == kind}
+        kinds: dict[DocKind, dict[str, Doc | None]] = {}
+        for write in writes:
+            kinds.setdefault(write.kind, {})[write.key] = write.doc
+        for kind, of_kind in kinds.items():
             for where, args in _docs_with(agent_id, kind, [key for key, doc in of_kind.items() if doc is None]):
                 DOCS.remove(self._db, where, args, _docs_name(agent_id, kind, args[2:]))
             put = {key: doc for key, doc in of_kind.items() if doc is not None}

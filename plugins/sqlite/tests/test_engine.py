@@ -125,6 +125,25 @@ async def test_writes_share_transactions(monkeypatch: pytest.MonkeyPatch) -> Non
             assert other.execute("SELECT count(*) FROM kode_events").fetchone() == (300,)
 
 
+async def test_a_read_takes_two_turns_of_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop hears of the result, and the caller goes on: nothing stands between them that takes a turn more."""
+    turns, reads = [0], 100
+    turn = asyncio.BaseEventLoop._run_once  # type: ignore[attr-defined]
+
+    def counted(loop: asyncio.BaseEventLoop) -> None:
+        turns[0] += 1
+        turn(loop)
+
+    async with SqliteStore("a.db") as store:
+        await store.put_document("a", "c", "k", 1)
+        await store.load_document("a", "c", "k")
+        monkeypatch.setattr(asyncio.BaseEventLoop, "_run_once", counted)
+        for _ in range(reads):
+            await store.load_document("a", "c", "k")
+        monkeypatch.undo()
+    assert turns[0] < 2.5 * reads
+
+
 async def test_one_write_that_fails_takes_no_other_with_it() -> None:
     """Of writes in one transaction, one that SQLite refuses fails alone."""
     async with SqliteStore("a.db") as store:

@@ -442,3 +442,25 @@ def test_the_totals_are_those_of_the_heads(db: sqlite3.Connection) -> None:
 def test_statistics_are_counted_from_an_index(db: sqlite3.Connection) -> None:
     """Statistics of an agent are counted from an index alone."""
     assert "COVERING INDEX kode_tool_calls_agent (agent_id=?)" in plan(db, reads.STATS, ("a",))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        tool_call_query({"tool_name": [f"tool-{n}" for n in range(100)]}),
+        message_query({"role": [f"role-{n}" for n in range(100)], "content_type": "custom"}),
+        tool_call_query({"agent_id": [large.name(n) for n in range(100)], "state": ["FAILED", "PENDING"]}),
+    ],
+    ids=["names", "roles", "agents"],
+)
+def test_the_conditions_of_many_values_are_made_once(query: RowQuery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up of each value of a list has the conditions of all others; they are made once, not for each value."""
+    made, calls = queries._row_conditions, list[RowQuery]()
+
+    def counted_conditions(query: RowQuery) -> Any:
+        calls.append(query)
+        return made(query)
+
+    monkeypatch.setattr(queries, "_row_conditions", counted_conditions)
+    assert queries.row_ways(query)
+    assert len(calls) == 1
