@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,6 +14,7 @@ import kode_core
 from kode_conformance.calls.fenced import FencedWrite, fenced_writes
 from kode_conformance.calls.methods import calls_of, drive
 from kode_conformance.checks.damage import damage_each_part
+from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context, Unverified
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import keeps_documents
@@ -20,6 +22,8 @@ from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
 from kode_conformance.values.canaries import CANARY, marked, overheard, spoiled, told_by
+from kode_core.engine import Engine
+from kode_core.layers import Layer
 from kode_core.model import ABSENT, DeleteDocument, PutDocument
 from kode_core.protocols import ExtendedStore
 
@@ -53,9 +57,9 @@ class Ears:
             ctx.true(at < 0, f"{by} tells the contents of a record: …{text[max(0, at - 100) : at + 60]}…")
 
 
-def marked_writes() -> list[FencedWrite]:
+def marked_writes(agent_id: str = "a") -> list[FencedWrite]:
     """Each way to write, whose records hold the canary wherever they can."""
-    return [w._replace(arguments=_marked_arguments(w)) for w in fenced_writes("a") if w.method != "delete"]
+    return [w._replace(arguments=_marked_arguments(w)) for w in fenced_writes(agent_id) if w.method != "delete"]
 
 
 def _marked_arguments(write: FencedWrite) -> dict[str, Any]:
@@ -172,6 +176,73 @@ async def _conflicts(store: ExtendedStore) -> dict[str, Callable[[], Awaitable[o
         if expect == ABSENT:  # a delete takes no such demand
             del calls[f"delete_document {what}"], calls[f"write_documents, a delete {what}"]
     return calls
+
+
+class _Held(Layer):
+    """Holds every engine call up until it is let go."""
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner)
+        self.let_go = asyncio.Event()
+        self.let_go.set()
+
+    async def around(self, verb: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        await self.let_go.wait()
+        return await call(*args, **kwargs)
+
+
+_SLOW_S: Final = 1.1
+"""A call that takes so long is slow for logs of slow calls, which begin at 100 ms, 500 ms or a second."""
+
+
+@check("OPS-12", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.COMPANY))
+async def slow_calls_tell_nothing(ctx: Context) -> None:
+    """Calls that take longer than a second tell no content of a record to a log, of whatever kind it is and by whatever
+    method it is written or looked for; nor do calls that are cancelled while they take long.
+    """
+    ears, layers = Ears(), list[_Held]()
+
+    def put(engine: Engine) -> Engine:
+        layers.append(_Held(engine))
+        return layers[-1]
+
+    with overheard([CORE, *ctx.harness.code_of(ctx.store)]) as logged:
+        store = await ctx.another(put)
+        await fill(store, "a")
+        for ends in ("are cancelled", "end"):
+            layers[-1].let_go.clear()
+            calls = {
+                write.name: marked_writes(agent := f"{write.name} {ends}")[number].act(store, agent)
+                for number, write in enumerate(marked_writes())
+            }
+            for name, (method, given) in calls_of(store).items():
+                if name.startswith(_READING):
+                    calls[name] = drive(method, _searching(name, given))
+            tasks = {name: asyncio.ensure_future(call) for name, call in calls.items()}
+            try:
+                await asyncio.sleep(_SLOW_S)
+                for task in tasks.values() if ends == "are cancelled" else ():
+                    task.cancel()
+            finally:
+                layers[-1].let_go.set()
+            ctx.true(await ctx.ended(tasks.values()), "calls that were slow must end once the engine answers")
+            for name, task in tasks.items():
+                error = None if task.cancelled() else task.exception()
+                ctx.true(ends != "end" or error is None, f"{name}, which was slow, raised {error!r}")
+                if error is not None:
+                    ears.hear(f"{name}, cancelled: {type(error).__name__}", told_by(error))
+        messages = [CANARY in one.text for one in await store.load_messages("append_messages end")]
+        ctx.true(any(messages), "what a slow call wrote must be there")
+        await store.close()
+    ears.hear("a log", *logged)
+    ears.judge(ctx)
+
+
+def _searching(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a read, which looks for contents where it can."""
+    if "messages" in name and name.startswith(("query", "iter")):
+        return {**given, "contains": CANARY}
+    return {**given, "metadata": {"k": CANARY}} if "sessions" in name and "filters" not in given else given
 
 
 @check("OPS-4", "OPS-12", needs=_E, under=(Dimension.DAMAGE,))

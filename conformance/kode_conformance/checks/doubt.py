@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from kode_conformance.context import Context, difference
 from kode_conformance.dimensions import Dimension
-from kode_conformance.kills.writes import FORK, WRITES, Expected, Write, expected, overwrite, portrait, seed
+from kode_conformance.harness import keeps_documents
+from kode_conformance.instruments.pace import in_time
+from kode_conformance.kills.writes import (
+    DOCUMENT_WRITES,
+    FORK,
+    FORKS,
+    WRITES,
+    Expected,
+    Write,
+    expected,
+    overwrite,
+    portrait,
+    seed,
+)
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
@@ -21,6 +34,9 @@ from kode_core.protocols import ExtendedStore
 _E = Capability.EXTENDED
 
 
+_MEANWHILE_S: Final = 5.0
+
+
 class Doubtful(Layer):
     """Loses the answers to writes, as a connection that breaks off does.
 
@@ -28,17 +44,26 @@ class Doubtful(Layer):
         loses: True while answers are lost.
         writes: True if the write is done before its answer is lost.
         raises: True if a commit raises as a whole, in place of an outcome for each batch.
+        meanwhile: begins once the next write is done, whose answer alone is lost. A store in which it cannot end before
+            the write has ended gets the error first.
     """
+
+    meanwhile: asyncio.Task[None] | None = None
 
     def __init__(self, inner: Engine) -> None:
         super().__init__(inner)
         self.loses = self.writes = self.raises = False
+        self.begins = asyncio.Event()
 
     async def around(self, verb: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         if not self.loses or verb not in ("commit", "fork"):
             return await call(*args, **kwargs)
         if self.writes:
             await call(*args, **kwargs)
+        if self.meanwhile is not None:
+            self.loses = False
+            self.begins.set()
+            await asyncio.wait({self.meanwhile}, timeout=_MEANWHILE_S)
         error = OutcomeUnknownError("the connection broke off before the answer came; read first")
         if verb == "commit" and not self.raises:
             batches: Sequence[Batch] = args[0]
@@ -121,6 +146,44 @@ async def what_is_in_doubt_overwrites_nobody(ctx: Context) -> None:
             ctx.equal(
                 await ctx.store.load_messages(agent_id), samples.messages(2), f"a save after {write.name} in doubt"
             )
+
+
+@check("OPS-10", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.INSTANCES, Dimension.COMPANY))
+async def what_came_behind_a_lost_answer_stays(ctx: Context) -> None:
+    """When the answer to one write, by any method, is lost, and another instance has deleted the agent and written it
+    anew before the first one learns of that, all of the later writes stay, and nothing of the first one comes back: a
+    store that tries again, now that answers come, must see that it comes too late.
+    """
+    store, doubt = await doubtful(ctx)
+    await overwrite(ctx.store, "plain")
+    plain = await portrait(ctx.store, "plain")
+    writes = (*WRITES, *(DOCUMENT_WRITES if keeps_documents() else ()), FORK)
+    for number, write in enumerate(in_time(ctx, writes)):
+        agent_id = f"{write.name} in doubt"
+        await write.prepare(store, agent_id)
+        others = set(await ctx.store.list(include_without_info=True))
+
+        async def meanwhile(agent_id: str = agent_id) -> None:
+            await doubt.begins.wait()
+            await ctx.store.delete(agent_id)
+            await overwrite(ctx.store, agent_id)
+
+        doubt.begins.clear()
+        doubt.loses = doubt.writes = True
+        doubt.meanwhile = asyncio.create_task(meanwhile())
+        try:
+            outcomes = await asyncio.gather(write.act(store, agent_id), return_exceptions=True)
+        finally:
+            doubt.begins.set()
+            await doubt.meanwhile
+            doubt.loses, doubt.meanwhile = False, None
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                ctx.true(isinstance(outcome, StorageError), f"{write.name}, whose answer was lost, raised {outcome!r}")
+        problem = difference(await portrait((store, ctx.store)[number % 2], agent_id), plain)
+        ctx.true(problem is None, f"what was written after the lost answer to {write.name}: {problem}")
+        made = set(await ctx.store.list(include_without_info=True)) - others
+        ctx.true(len(made) <= (FORKS if write is FORK else 0), f"{write.name} made {len(made)} agents")
 
 
 @check("OPS-10", "OPS-17", needs=_E, under=(Dimension.DAMAGE,))

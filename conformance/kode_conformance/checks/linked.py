@@ -13,19 +13,22 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import keeps_documents
 from kode_conformance.instruments.clock import clock_off
 from kode_conformance.instruments.pace import in_time
-from kode_conformance.kills.writes import WRITES, missing_kinds, overwrite, portrait
+from kode_conformance.kills.writes import WRITES, missing_kinds, overwrite, portrait, write_named
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_conformance.values.fields import Holds, fields_of, full, of_agent, put
 from kode_conformance.values.kinds import Kind, WriteMethod, kinds
-from kode_core.errors import InvalidValueError
+from kode_core.errors import InvalidValueError, KodeError
 from kode_core.model import (
+    ABSENT,
     AgentInfo,
     Bookmark,
+    DeleteDocument,
     FileBlock,
     ImageBlock,
     Message,
+    PutDocument,
     TextBlock,
     ToolResultBlock,
     ToolUseBlock,
@@ -205,9 +208,10 @@ async def writes_behind_the_clock_of_a_delete_are_there(ctx: Context) -> None:
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
+_BAD: Final = Message.user("x").replace(metadata={"x": _NAN})
 _REFUSED: Final[Mapping[str, Callable[[Store, str], Awaitable[object]]]] = {
-    "save_messages": lambda s, a: s.save_messages(a, [Message.user("x").replace(metadata={"x": _NAN})]),
-    "append_messages": lambda s, a: s.append_messages(a, [Message.user("x").replace(metadata={"x": _NAN})]),
+    "save_messages": lambda s, a: s.save_messages(a, [_BAD]),
+    "append_messages": lambda s, a: s.append_messages(a, [_BAD]),
     "save_tool_call_records": lambda s, a: s.save_tool_call_records(a, [samples.tool_call(result=_NAN)]),
     "upsert_tool_call_records": lambda s, a: s.upsert_tool_call_records(a, [samples.tool_call(result=_NAN)]),
     "save_turn": lambda s, a: s.save_turn(a, events=[samples.event(70, x=_NAN)]),
@@ -221,6 +225,11 @@ _REFUSED: Final[Mapping[str, Callable[[Store, str], Awaitable[object]]]] = {
     "save_recovered_file": lambda s, a: s.save_recovered_file(a, samples.recovered().replace(mtime=_NAN)),
     "save_media_cache": lambda s, a: s.save_media_cache(a, [samples.media().replace(extra={"x": _NAN})]),
 }
+_REFUSED_DOCUMENTS: Final[Mapping[str, Callable[[Any, str], Awaitable[object]]]] = {
+    "put_document": lambda s, a: s.put_document(a, "c", "nan", _NAN),
+    "write_documents": lambda s, a: s.write_documents(a, [PutDocument("c", "nan", _NAN)]),
+    "append_messages_once": lambda s, a: s.append_messages_once(a, {"n": _BAD}),
+}
 
 
 @check("OPS-13", "VAL-2", under=(Dimension.COMPANY, Dimension.ORDERS, Dimension.INSTANCES))
@@ -229,9 +238,9 @@ async def a_refused_write_fails_alone(ctx: Context) -> None:
     is the first, between others or the last: all others are done.
     """
     other = await ctx.another()
-    named = {write.name: write for write in WRITES}
-    for n, (name, refused) in enumerate(in_time(ctx, _REFUSED.items())):
-        write, store = named[name], (ctx.store, other)[n % 2]
+    calls_refused = {**_REFUSED, **(_REFUSED_DOCUMENTS if keeps_documents() else {})}
+    for n, (name, refused) in enumerate(in_time(ctx, calls_refused.items())):
+        write, store = write_named(name), (ctx.store, other)[n % 2]
         await write.act(ctx.store, f"{name} wanted")
         wanted = await portrait(ctx.store, f"{name} wanted")
         ctx.true(any(wanted.values()), f"the agent holds nothing after {name}")
@@ -299,6 +308,76 @@ async def a_turn_is_seen_whole_in_all_its_kinds(ctx: Context) -> None:
             await asyncio.wait({saving})
         await saving
         ctx.equal(len(await reader.load_messages(agent)), size[0], "how many messages of a turn there are")
+
+
+def _whole_turn(agent: str, mark: int) -> dict[str, Any]:
+    """Every part that a turn can have."""
+    turn: dict[str, Any] = {
+        "append": samples.messages(2, mark),
+        "upsert_tool_calls": [samples.tool_call(0, result=mark), samples.tool_call(mark)],
+        "todos": samples.todos(f"todo {mark}"),
+        "info": samples.info(agent, template_id=f"t{mark}"),
+        "events": samples.events(2, mark),
+    }
+    return {**turn, "documents": [PutDocument("c", f"k{mark}", mark)]} if keeps_documents() else turn
+
+
+async def _demands(store: ExtendedStore, other: ExtendedStore, agent: str) -> dict[str, dict[str, Any]]:
+    """Parts of a turn that are sound by themselves, and that the state of the store refuses."""
+    await other.save_info("others", samples.info("others"))
+    lease = await store.acquire_agent_lock(agent)
+    await lease.release()
+    refused: dict[str, dict[str, Any]] = {
+        "another version of the agent is demanded": {"expect": await other.load_version("others")},
+        "its lease has ended": {"fence": lease},
+    }
+    if keeps_documents():
+        version = await other.put_document("others", "c", "k0", 1)
+        await other.put_document(agent, "c", "there", 1)
+        for kind, one in {
+            "a document's": PutDocument("c", "there", 2, expect=version),
+            "an absent document's": PutDocument("c", "never", 2, expect=version),
+            "a deleted document's": DeleteDocument("c", "there", version),
+        }.items():
+            refused[f"another version is demanded, {kind}"] = {"documents": [PutDocument("c", "k1", 1), one]}
+        there = PutDocument("c", "there", 2, ABSENT)
+        refused["a document must be absent"] = {"documents": [PutDocument("c", "k1", 1), there]}
+        refused["two writes are of one document"] = {"documents": [PutDocument("c", "k1", 1)] * 2}
+    return refused
+
+
+@check(
+    *("TURN-1", "DOC-3", "VER-2", "LOCK-5", "VAL-2", "EVT-4"),
+    needs=Capability.EXTENDED,
+    under=(Dimension.ORDERS, Dimension.CHANGES, Dimension.INSTANCES),
+)
+async def a_whole_turn_is_refused_whole(ctx: Context) -> None:
+    """A turn with every part that it can have is refused whole, for whatever reason: its version, its lease, a demand
+    or a value of one of its parts, in an agent that has records of every kind and in one that has few. The agent stays
+    as it was, with its version.
+    """
+    store, other = ctx.store, await ctx.another()
+    await overwrite(store, "full")
+    ctx.equal(missing_kinds(await portrait(store, "full")), [], "the kinds without records")
+    number = 0
+    for agent in ("full", "new"):
+        refused = await _demands(store, other, agent)
+        twice = samples.event(3)
+        refused["an event stands in it twice"] = {"events": [twice, samples.event(4), twice]}
+        refused["the info is that of another agent"] = {"info": samples.info("others")}
+        refused["an event has NaN"] = {"events": [samples.event(5), samples.event(6, x=_NAN)]}
+        refused["a call has NaN"] = {"upsert_tool_calls": [samples.tool_call(5), samples.tool_call(6, result=_NAN)]}
+        refused["the todos have NaN"] = {"todos": samples.todos("x").replace(extra={"x": _NAN})}
+        before, version = await portrait(other, agent), await store.load_version(agent)
+        for why, parts in refused.items():
+            number += 1
+            one, two = (store, other) if number % 2 else (other, store)
+            turn = {**_whole_turn(agent, 20 * number), **parts}
+            await ctx.raises(KodeError, one.save_turn(agent, **turn), f"a turn of which {why}")
+            ctx.equal(await portrait(two, agent), before, f"the agent after a turn was refused, since {why}")
+            ctx.equal(await two.load_version(agent), version, f"the version after a turn was refused, since {why}")
+        await store.save_turn(agent, **_whole_turn(agent, 5), expect=version)
+        ctx.equal((await other.load_messages(agent))[-2:], samples.messages(2, 5), "the turn that was not refused")
 
 
 # --- instances that close late ----------------------------------------------------------------------------------------

@@ -143,13 +143,15 @@ async def a_list_finds_what_each_value_finds(ctx: Context) -> None:
                 same(ctx, streamed, wanted, f"iter_{kind}({shown}, order={order!r})")
 
 
-async def _see_cursors(ctx: Context, query: Any, asked: dict[str, Any], wanted: Sequence[Any], what: str) -> None:
+async def _see_cursors(
+    ctx: Context, query: Any, asked: dict[str, Any], wanted: Sequence[Any], what: str, *, limit: int = 2
+) -> None:
     """Follow the cursors, each time with the values in another order, and some of them twice."""
     found: list[Any] = []
     cursor: str | None = None
     while True:
         again = {name: _shuffled(ctx, value) for name, value in asked.items()}
-        page = await query(**again, limit=2, cursor=cursor)
+        page = await query(**again, limit=limit, cursor=cursor)
         found += page
         cursor = page.next_cursor
         if cursor is None or len(found) > len(wanted):
@@ -162,6 +164,44 @@ def _shuffled(ctx: Context, value: Any) -> Any:
         return value
     values = sorted(value)
     return ctx.rng.sample([*values, *values[:1]], len(values) + len(values[:1]))
+
+
+_SPREAD: Final = MAX_VALUES + 7
+_LONG: Final = (100, 26, 31, 51)
+
+
+@check("QRY-3", "QRY-2", "QRY-4", "QRY-5", "QRY-10", needs=_L, under=(_D.ITEMS, _D.ORDERS, _D.EQUALS, _D.INSTANCES))
+async def long_lists_keep_the_order_of_all(ctx: Context) -> None:
+    """A filter with a list of up to a hundred values, each of which some record has, gives these records in the order
+    of all, by each sort key, whole, from an offset on and from cursor to cursor, and counts them.
+    """
+    other, places = await ctx.another(), [*range(_SPREAD)]
+    ctx.rng.shuffle(places)
+    for i, place in enumerate(places):
+        name, at = f"v{place:03}", samples.T0 + i // 2
+        info = samples.info(name, template_id=name, created_at=at, metadata={"userId": name})
+        messages = [Message(name, [UnknownBlock({"type": name})])] * (1 + i % 3)
+        calls = [samples.tool_call(i, name=name, state=name, created_at=at, audit_trail=[])]
+        await ctx.store.save_turn(name, info=info, messages=messages, tool_calls=calls)
+    number, sizes = 0, _LONG[:1] if ctx.settings.tier is Tier.QUICK else _LONG
+    for kind, names in LISTED.items():
+        for name, size in in_time(ctx, itertools.product(names, sizes)):
+            store, order, number = (ctx.store, other)[number % 2], ("asc", "desc")[number // 2 % 2], number + 1
+            sort = {"sort_by": ("created_at", "updated_at", "message_count")[number % 3]} if kind == "sessions" else {}
+            query, values = getattr(store, f"query_{kind}"), sorted(ctx.rng.sample([f"v{p:03}" for p in places], size))
+            every = await query(order=order, limit=1000, **sort)
+            wanted = [one for one in every if matches(kind, one, {name: values})]
+            what = f"query_{kind}({name}={size} values, order={order!r}, {sort}"
+            ctx.true(
+                len(wanted) >= size, f"each of {size} values of {name} must find something, got {len(wanted)} records"
+            )
+            asked = {name: values, "order": order, **sort}
+            same(ctx, list(await query(**asked, limit=1000)), wanted, f"{what})")
+            part = await query(**asked, limit=9, offset=size - 15)
+            same(ctx, list(part), wanted[size - 15 : size - 6], f"{what}, limit=9, offset={size - 15})")
+            await _see_cursors(ctx, query, asked, wanted, f"{what}) in pages of 23", limit=23)
+            found = await getattr(store, f"count_{kind}")(**{name: values})
+            ctx.equal(found, len(wanted), f"count_{kind}({name}={size} values)")
 
 
 @check("QRY-2", "LIFE-5", needs=_L, under=(_D.TWINS, _D.ITEMS))
@@ -306,6 +346,8 @@ async def counts_are_of_what_is_found(ctx: Context) -> None:
                 ctx.equal(await getattr(store, f"count_{kind}")(**filters), wanted, what)
         if turn == 0:
             await ctx.store.delete("a01")
+            await ctx.store.delete_many(agent_id="a05")
+            await ctx.store.delete_many(template_id="t2", user_id="u1")
             await ctx.store.append_messages("a02", samples.messages(3))
             await ctx.store.save_messages("a03", [])
             await ctx.store.upsert_tool_call_records("a04", [samples.tool_call(0, name="n9", state="SEALED")])

@@ -14,9 +14,11 @@ from kode_conformance.checks.lists_of_values import LISTED
 from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Space
+from kode_conformance.instruments.pace import sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
+from kode_conformance.values.many import at_once
 from kode_core.errors import CorruptRecordError, StoreClosedError
 from kode_core.model import Message, ToolResultBlock, ToolUseBlock
 from kode_core.protocols import ExtendedStore, QueryableStore, Store
@@ -73,6 +75,32 @@ async def dangling_tool_uses_are_found(ctx: Context) -> None:
         )
     nobody = await ctx.store.check_consistency("nobody")
     ctx.equal([issue.code for issue in nobody.issues], ["unknown_agent"], "the issues of nobody")
+
+
+_CHECKED: Final = (101, 1101)
+
+
+@check("OPS-2", needs=_E, tier=Tier.STANDARD, under=(Dimension.ITEMS, Dimension.INSTANCES))
+async def more_than_a_thousand_are_checked(ctx: Context) -> None:
+    """A check of a store of more than a thousand agents, with and without info, finds the faults of the first, of the
+    last, and of those between them.
+    """
+    other, ids, odd = await ctx.another(), list[str](), list[str]()
+    use = Message("assistant", [ToolUseBlock("c", "search", {})])
+    for count in sizes_in_time(ctx, _CHECKED):
+        more = [f"agt-{i:05d}" for i in range(len(ids), count)]
+        await at_once(
+            ctx.store.save_info(one, samples.info(one)) if i % 2 else ctx.store.save_todos(one, samples.todos("x"))
+            for i, one in enumerate(more)
+        )
+        for one in (more[0], more[len(more) // 2], more[-1]):
+            await ctx.store.append_messages(one, [use])
+            odd.append(one)
+        ids += more
+        found = [issue.agent_id for issue in (await other.check_consistency()).issues]
+        ctx.equal(sorted(found), odd, f"the agents of {count:,} in which check_consistency finds something")
+        found = [issue.agent_id async for issue in ctx.store.iter_consistency()]
+        ctx.equal(sorted(found), odd, f"the agents of {count:,} in which iter_consistency finds something")
 
 
 @check("OPS-3", needs=_E, under=(Dimension.CHANGES,))

@@ -28,16 +28,19 @@ from kode_core.model import (
     ToolUseBlock,
     UnknownBlock,
 )
+from kode_core.protocols import Store
 
 _SMALL = [payload for payload in PAYLOADS if "huge" not in payload.name and "100k" not in payload.name]
 _LARGE = [payload for payload in PAYLOADS if payload not in _SMALL]
 _RESULT = next(place for place in FIELD_USES if place.name == "ToolCallRecord.result")
 
 
-async def _round_trip(ctx: Context, place: FieldUse, payload: Payload, agent: str) -> None:
+async def _round_trip(
+    ctx: Context, place: FieldUse, payload: Payload, agent: str, *, reader: Store | None = None
+) -> None:
     record = place.record(payload.value)
     await place.save(ctx.store, agent, record)
-    found = difference(await place.load(ctx.store, agent), [record])
+    found = difference(await place.load(reader or ctx.store, agent), [record])
     if found is not None:
         raise Violation(f"{payload.name} in {place.name}: {found}")
 
@@ -165,16 +168,17 @@ async def falsy_is_not_absent(ctx: Context) -> None:
     ctx.equal(await ctx.store.load_tool_call_records("none"), [call], "a call with None")
 
 
-@check("VAL-4", under=(Dimension.LENGTHS,))
+@check("VAL-4", "QRY-8", under=(Dimension.LENGTHS, Dimension.INSTANCES))
 async def a_megabyte_in_any_field(ctx: Context) -> None:
-    """A string of one megabyte is stored in every free-form field."""
+    """A string of one megabyte is stored in every free-form field; once the write has ended, every instance has it."""
+    other = await ctx.another()
     places = ctx.rng.sample(FIELD_USES, 12 if ctx.settings.tier is Tier.QUICK else len(FIELD_USES))
     for i, place in enumerate(in_time(ctx, places)):
         value = {"s": "x" * 1_000_000} if place.holds is Takes.DICT else "y" * 1_000_000
-        await _round_trip(ctx, place, Payload("one megabyte", value), f"{i}")
+        await _round_trip(ctx, place, Payload("one megabyte", value), f"{i}", reader=other if i % 3 else ctx.store)
     file = samples.recovered(content="z" * 1_000_000)
     await ctx.store.save_recovered_file("a", file)
-    ctx.equal(await ctx.store.load_recovered_files("a"), [file], "a recovered file of one megabyte")
+    ctx.equal(await other.load_recovered_files("a"), [file], "a recovered file of one megabyte, in another instance")
 
 
 @check("VAL-4", tier=Tier.STANDARD, under=(Dimension.ITEMS, Dimension.LENGTHS))

@@ -24,6 +24,7 @@ from kode_core.protocols import ExtendedStore
 __all__ = [
     "DOCUMENT_WRITES",
     "FORK",
+    "FORKS",
     "IMPORT",
     "LOOKS",
     "WRITES",
