@@ -44,18 +44,20 @@ def _at(keys: Sequence[str], start: int, *, is_new: bool) -> dict[str, AppendedM
 @check("MSG-12", "INFO-2", "INFO-3", "VER-1", needs=_N, under=(_D.ITEMS, _D.ORDERS, _D.EQUALS, _D.INSTANCES))
 async def known_keys_append_nothing(ctx: Context) -> None:
     """A call appends the messages with new keys, in its order, and returns the positions of all. Known keys store
-    nothing, whatever their messages are, and wherever they stand among new ones; a call of known keys alone, or of
-    none, does not change the version. Equal messages under several keys are several messages.
+    nothing, whatever their messages are, wherever they stand among new ones, one of them or hundreds, and however many
+    keys came since; a call of known keys alone, or of none, does not change the version. Equal messages under several
+    keys are several messages.
     """
     stores = [ctx.store, await ctx.another()]
     ctx.equal(await ctx.store.append_messages_once("a", {}), [], "the positions of no messages")
     ctx.equal(await ctx.store.list("", include_without_info=True), [], "the agents after a call without messages")
     await ctx.store.append_messages("a", samples.messages(2))
     wanted: list[Message] = [*samples.messages(2)]
+    seen = dict[str, AppendedMessage]()
     for number, count in enumerate(sizes_in_time(ctx, counts(ctx.settings.tier, most=1025)[1:])):
         one, two = stores[number % 2], stores[1 - number % 2]
         keys = [f"{count} {(7919 * i) % count:05} {i}" for i in range(count)]  # in no order of theirs
-        first, every = keys[::2], [*keys[::-1], f"last of {count}"]
+        first, every = keys[::2] if number % 2 else keys[:1], [*keys[::-1], f"last of {count}"]
         places = _at(first, len(wanted), is_new=True)
         ctx.equal(await _append(one, _under(first)), places, f"the positions of {len(first)} messages")
         wanted += _under(first).values()
@@ -68,6 +70,7 @@ async def known_keys_append_nothing(ctx: Context) -> None:
         places = known | _at(new, len(wanted), is_new=True)
         found = await _append(two, _under(every, "then"))
         ctx.equal(found, {key: places[key] for key in every}, f"the positions of {len(every)} keys, old and new")
+        seen |= {key: AppendedMessage(place.position, False) for key, place in places.items()}
         wanted += _under(new, "then").values()
         ctx.true(await one.load_version("a") != version, "new messages must change the version")
         ctx.equal(await one.load_messages("a"), wanted, f"the messages after {len(every)} keys")
@@ -77,6 +80,9 @@ async def known_keys_append_nothing(ctx: Context) -> None:
         wanted += equal.values()
         await one.save_messages("a", [*wanted, samples.message(text=f"saved after {count}")])
         wanted = await two.load_messages("a")
+    for store in (*stores, await ctx.another()):
+        found = await _append(store, _under([*seen][:30], "late"))
+        ctx.equal(found, dict([*seen.items()][:30]), f"the positions of the first of {len(seen)} keys")
     ctx.equal(await _append(stores[1], _under(["k"]), "b"), _at(["k"], 0, is_new=True), "a key of another agent")
     ctx.equal((await ctx.store.check_consistency()).issues, (), "the issues of sound keys")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from kode_conformance.context import Context, Violation
@@ -17,7 +18,10 @@ from kode_conformance.kills.writes import portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values.large import LARGE, Large, Look, looks_at, state_of
+from kode_conformance.values.many import LISTS, Listing
+from kode_core.engine import Engine
 from kode_core.errors import LockLostError
+from kode_core.layers import Layer
 from kode_core.protocols import ExtendedStore
 
 _D: Final = Dimension
@@ -198,6 +202,73 @@ async def more_than_a_thousand_are_seen_whole(ctx: Context) -> None:
             await _see_a_call(ctx, other, call, agent, given, model, looks, f"{call.name} of {count}")
             if call is LARGE[-1]:
                 await _see_the_delete(ctx, other, call, agent, count)
+
+
+class _Meanwhile(Layer):
+    """Does something before one of the engine calls that are made from the beginning on."""
+
+    _before = 0
+    _act: Callable[[], Awaitable[object]] | None = None
+
+    def begin(self, before: int, act: Callable[[], Awaitable[object]]) -> None:
+        """Do it after so many calls."""
+        self._before, self._act = before, act
+
+    def end(self) -> bool:
+        """Do it no more; true if there were more calls than that, and it was done."""
+        act, self._act = self._act, None
+        return act is None
+
+    async def around(self, verb: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        self._before -= 1
+        if self._act is not None and self._before < 0:
+            act, self._act = self._act, None
+            await act()
+        return await call(*args, **kwargs)
+
+
+_MOST_CALLS: Final = 6
+_Load = Callable[[ExtendedStore], Awaitable[Sequence[Any]]]
+_PARTS: Final[Mapping[str, Sequence[_Load]]] = {
+    "messages": [lambda s: s.load_messages("a", after=0)],
+    "tool calls": [lambda s: s.load_tool_call_records("a", after=0)],
+}
+"""Loads of all but the first record."""
+
+
+async def _load(listing: Listing, store: ExtendedStore) -> Sequence[Any]:
+    return await listing.load(store, "a")
+
+
+@check("MSG-1", "TC-1", "MED-1", "MSG-9", needs=Capability.EXTENDED, under=(_D.ITEMS, _D.ORDERS, _D.INSTANCES))
+async def a_long_list_is_loaded_at_one_instant(ctx: Context) -> None:
+    """When another instance replaces a list of more than a thousand records before any of the engine calls that one
+    load makes, of the whole or of a part, the load gives the old records or the new ones, and not some of each.
+    """
+    layers: list[_Meanwhile] = []
+
+    def put(engine: Engine) -> Engine:
+        layers.append(_Meanwhile(engine))
+        return layers[-1]
+
+    store, count = await ctx.another(put), 1101 if ctx.harness.patience <= 1 else 301
+    for listing in in_time(ctx, LISTS):
+        save = listing.replaces[min(listing.replaces)]
+        old = listing.items(count)
+        await save(ctx.store, "a", old)
+        whole: _Load = functools.partial(_load, listing)
+        for start, read in enumerate([whole, *_PARTS.get(listing.name, ())]):
+            for before in range(_MOST_CALLS):
+                new = listing.items(count, f" {start} {before}")
+                layers[0].begin(before, functools.partial(save, ctx.store, "a", new))
+                found = list(await read(store))
+                if not layers[0].end():  # the load makes no more calls
+                    break
+                fresh = sum(record == wanted for record, wanted in zip(found, new[start:], strict=False))
+                is_one = found in (old[start:], new[start:])
+                what = f"the {listing.name}, all replaced before engine call {before + 1} of a load"
+                ctx.true(is_one, f"{what}: {len(found)} came, {fresh} of them new, and {count - start} are there")
+                old = new
 
 
 async def _see_the_first(ctx: Context, other: ExtendedStore, call: Large, agent: str, count: int) -> None:

@@ -12,8 +12,10 @@ from typing import Any, Final
 
 from kode_conformance.calls.methods import calls_of, drive
 from kode_conformance.calls.ways import at_once, brief, held
+from kode_conformance.checks.own_documents import is_key
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension, twins
+from kode_conformance.harness import keeps_documents
 from kode_conformance.histories.model import StoreModel
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
@@ -82,6 +84,33 @@ def _named(kind: Kind, name: str, number: int) -> Any:
     record = put(full(kind.record), key, name)
     texts = [field for field in fields_of(kind.record) if field.holds is Holds.SPREAD and len(field.path) == 1]
     return put(record, texts[0], {"number": number})
+
+
+@check("SNAP-2", "DOC-1", "ID-4", needs=Capability.EXTENDED, under=(_D.TWINS, _D.LENGTHS, _D.CHANGES, _D.INSTANCES))
+async def a_delete_leaves_twin_keys(ctx: Context) -> None:
+    """Deleting a snapshot, or a document of the caller's own, leaves all others of the agent whose keys begin with its
+    key, or differ from it in what comparisons overlook.
+    """
+    stores, names = (ctx.store, await ctx.another()), [*twins(), *_ends(_KEY_BYTES)]
+    if ctx.harness.patience > 1:
+        names = [names[0], *names[1::4]]
+    await at_once(ctx.store.save_snapshot("a", samples.snapshot(name, count=1)) for name in names)
+    keys = [name for name in names if is_key(name)] if keeps_documents() else []
+    await at_once(ctx.store.put_document("a", "c", key, {"of": key}) for key in keys)
+    left = set(names)
+    for number, gone in enumerate((names[:1], names[1::3])):
+        await at_once(stores[number].delete_snapshot("a", name) for name in gone)
+        await at_once(stores[number].delete_document("a", "c", name) for name in gone if name in keys)
+        left -= {*gone}
+        for store in stores:
+            what = f"after {brief(gone[0])}{' and others' * number} were deleted"
+            found = {one.id for one in await store.list_snapshots("a")}
+            ctx.equal((left - found, found - left), (set(), set()), f"snapshots that are lost, or still there, {what}")
+            values = {one.key: one.value async for one in store.iter_documents("a", "c")} if keys else {}
+            ctx.equal(values, {key: {"of": key} for key in sorted(keys) if key in left}, f"the documents {what}")
+    for name in names:
+        wanted = samples.snapshot(name, count=1) if name in left else None
+        ctx.equal(await stores[0].load_snapshot("a", name), wanted, f"load_snapshot({brief(name)}) after the deletes")
 
 
 @check("HIS-2", "ID-4", under=(_D.TWINS,))
@@ -157,6 +186,7 @@ async def twin_agents_share_nothing(ctx: Context) -> None:
     """
     ids = list(dict.fromkeys([*twins(), *_ends(_AGENT_BYTES)]))
     ctx.rng.shuffle(ids)
+    ids.insert(0, ids.pop(ids.index(twins()[0])))  # most others begin with it, and it is among the deleted ones
     model, other = StoreModel(), await ctx.another()
     written: list[str] = []
     of_turns = [kind for kind in kinds().values() if _of_turn(kind)]

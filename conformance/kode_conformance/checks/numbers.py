@@ -10,7 +10,7 @@ from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension, counts
 from kode_conformance.histories.model import StoreModel
 from kode_conformance.instruments.pace import in_time, sizes_in_time
-from kode_conformance.registry import check
+from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_conformance.values.many import DOCUMENTS, LISTS, Documents, Listing, at_once, same, views
@@ -71,6 +71,30 @@ async def lists_grow_to_any_length(ctx: Context) -> None:
                 await call(store, agent, part)
             found = await listing.load(other, agent)
             same(ctx, found, records, f"the {listing.name} after {name} of one, of {number} at once, and of one")
+
+
+_LEFT: Final = (1000, 512, 500, 300, 256, 200, 128, 100, 64, 50, 25, 10, 1, 0)
+"""Lengths that pages, batches and buckets of messages end at, descending."""
+
+
+@check("MSG-11", "VAL-4", needs=Capability.EXTENDED, under=(Dimension.ITEMS, Dimension.CHANGES, Dimension.INSTANCES))
+async def lists_are_cut_to_any_length(ctx: Context) -> None:
+    """Truncate and pop remove just the messages behind the length that is to stay, and return their number, or all of
+    them: more than five thousand in one call, and to each length that batches and buckets end at.
+    """
+    stores, is_slow = (ctx.store, await ctx.another()), ctx.harness.patience > 1
+    for name, there in (("truncate_messages", 601 if is_slow else 6102), ("pop_messages", 301 if is_slow else 1101)):
+        every = samples.messages(there)
+        await ctx.store.save_messages(name, every)
+        for n, left in enumerate(in_time(ctx, (left for left in _LEFT if left < len(every)))):
+            what = f"{name} of {there} messages, of which {left} are left,"
+            if name == "pop_messages":
+                popped = list(await stores[n % 2].pop_messages(name, there - left))
+                same(ctx, popped, every[left:there], f"what {what} returned")
+            else:
+                ctx.equal(await stores[n % 2].truncate_messages(name, left), there - left, f"what {what} returned")
+            same(ctx, await stores[n // 2 % 2].load_messages(name), every[:left], f"the messages after {what}")
+            there = left
 
 
 _PLACES: Final = (0, 1, 100, 500, 1000)

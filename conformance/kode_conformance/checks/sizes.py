@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from kode_conformance.calls.ways import changes_come_back
@@ -14,14 +14,18 @@ from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
-from kode_conformance.values.fields import Field, Holds, fields_of, full, put
-from kode_conformance.values.kinds import kinds
-from kode_conformance.values.many import see_pieces
+from kode_conformance.values.fields import Field, Holds, fields_of, full, of_agent, put
+from kode_conformance.values.kinds import Gives, Kind, kinds
+from kode_conformance.values.many import same, see_pieces
+from kode_core.model import AgentInfo, MediaCacheRecord, Message, Snapshot, Timeline, TodoSnapshot, ToolCallRecord
 
 _D: Final = Dimension
-_SIZES: Final = (10, 2**22 + 1, 11)
-"""Small, then more than caches, items and packets take, then small again: the large record must not remain."""
-_MORE: Final = (65_536, 10, 400_001, 2**24, 12)
+_SIZES: Final = (10, 5_001, 11)
+"""Small, then more than columns take, then small again: the large record must not remain."""
+_ALIKE: Final = 70_001
+"""More than lines and compressed parts take."""
+_MORE: Final = (2**22 + 1, 11, 65_536, 10, 400_001, 2**24, 12)
+"""More than caches, items and packets take."""
 _HEADROOM: Final = 4096
 """The room that the rest of a record takes."""
 
@@ -31,25 +35,127 @@ def _rooms(root: type[Any]) -> list[Field]:
     return [f for f in fields_of(root) if f.holds in (Holds.TEXT, Holds.JSON, Holds.DICT)]
 
 
-def _filled(root: type[Any], field: Field, size: int) -> Any:
-    text = "x" * size
-    return put(full(root), field, {"k": text} if field.holds is Holds.DICT else text)
+def _put(record: Any, field: Field, text: str) -> Any:
+    return put(record, field, {"k": text} if field.holds is Holds.DICT else text)
+
+
+def _texts(tier: Tier, most: int) -> Iterator[str]:
+    """Texts of many sizes, and long ones of one size that differ at the end, in the middle or at the beginning."""
+    yield from ("x" * min(size, most) for size in _SIZES)
+    size = min(_ALIKE, most)
+    yield from (f"{'x' * place}y{'x' * size}"[:size] for place in (size, size - 1, size // 2, 0))
+    yield from ("x" * min(size, most) for size in (12, *(_MORE if tier > Tier.QUICK else ())))
 
 
 @check(
-    *("VAL-4", "MSG-1", "TC-1", "TODO-1", "HIS-1", "HIS-2", "MED-1", "SNAP-1", "INFO-2", "QRY-8"),
-    tier=Tier.STANDARD,
-    under=(_D.LENGTHS, _D.CHANGES, _D.INSTANCES, _D.ORDERS),
+    *("VAL-4", "MSG-1", "TC-1", "TODO-1", "HIS-1", "HIS-2", "MED-1", "SNAP-1", "INFO-2", "QRY-8", "EVT-4"),
+    under=(_D.LENGTHS, _D.CHANGES, _D.INSTANCES, _D.ORDERS, _D.EQUALS),
 )
 async def every_size_replaces_another(ctx: Context) -> None:
     """A small record replaces a large one and a large one a small one, of every kind, by every method and whichever
-    field is large: another instance loads the new record, never the old one.
+    field is large, and so does a large one that differs in its last, its middle or its first character alone: another
+    instance loads the new record, never the old one. Such events are all kept.
     """
     most = (ctx.harness.limits.max_payload_bytes or 2**40) - _HEADROOM
-    sizes = _SIZES if ctx.settings.tier is Tier.QUICK else (*_SIZES, *_MORE)
     large = {root: ctx.rng.choice(_rooms(root)) for root in kinds()}
-    phases = [{root: [_filled(root, field, min(size, most))] for root, field in large.items()} for size in sizes]
+    texts = _texts(ctx.settings.tier, most)
+    phases = [{root: [_put(full(root), field, text)] for root, field in large.items()} for text in texts]
     await changes_come_back(ctx, phases, turning=True, large=True)
+
+
+# --- large and alike --------------------------------------------------------------------------------------------------
+
+_ITEM: Final = 400_001
+"""Characters that an item or a cell of some databases does not take; three of them are more than a page of 1 MiB."""
+_AGENTS: Final = ("p", "q")
+
+
+def _alike(ctx: Context, kind: Kind) -> list[Any]:
+    """Large records, of which two are equal, but for a key that must differ, and the third differs at its end; large is
+    each field that takes any result, or one of the others.
+    """
+    rooms = _rooms(kind.record)
+    large = [field for field in rooms if field.holds is Holds.JSON and len(field.path) == 1] or [ctx.rng.choice(rooms)]
+    size = min(_ITEM, (ctx.harness.limits.max_payload_bytes or 2**40) // (4 * len(large)))
+    found = []
+    for end in "0" if kind.is_single else "012" if kind.record is Timeline else "001":  # the same event twice is one
+        record = full(kind.record)
+        for field in large:
+            record = _put(record, field, f"{'x' * (size - 1)}{end}")
+        found.append(record)
+    return [put(record, _key(kind), f"k{i}") for i, record in enumerate(found)] if _is_keyed(kind) else found
+
+
+def _key(kind: Kind) -> Field:
+    return next(field for field in fields_of(kind.record) if field.holds is Holds.KEY)
+
+
+def _is_keyed(kind: Kind) -> bool:
+    """True if a record replaces another one of its key alone."""
+    return not kind.is_single and not any(writer.many for writer in kind.writers)
+
+
+async def _write(store: Any, kind: Kind, agent_id: str, records: Sequence[Any], turn: int = 0) -> None:
+    """Write the records by one of the methods that take them as they are."""
+    ways = [writer for writer in kind.writers if writer.many or _is_keyed(kind) or kind.is_single]
+    ways = [way for way in ways if "upsert" not in f"{way.method}{way.parameter}"]
+    way = [way for way in ways if "append" not in f"{way.method}{way.parameter}" or kind.record is Timeline][-turn]
+    for given in [list(records)] if way.many else [of_agent(record, agent_id) for record in records]:
+        await getattr(store, way.method)(agent_id, **{way.parameter: given})
+
+
+async def _read(store: Any, kind: Kind, agent_id: str) -> list[Any]:
+    if kind.whole.gives is Gives.STREAM:
+        return [event async for event in store.read_events(agent_id)]
+    found = await getattr(store, kind.whole.method)(agent_id)
+    if kind.record is AgentInfo:
+        return [found.replace(message_count=0)]  # the store counts
+    return [found] if kind.is_single else list(found)
+
+
+@check(
+    *("VAL-4", "VAL-1", "MSG-1", "TC-1", "TC-2", "EVT-1", "TODO-1", "HIS-1", "HIS-2", "MED-1", "SNAP-1", "SNAP-2"),
+    *("FORK-2", "LIFE-3"),
+    needs=Capability.EXTENDED,
+    under=(_D.LENGTHS, _D.EQUALS, _D.ITEMS, _D.CHANGES, _D.INSTANCES),
+)
+async def large_records_share_nothing(ctx: Context) -> None:
+    """Large records of every kind that are equal, have one id, or differ at their ends alone, come back as they are,
+    together more than a page of bytes, of one agent, of another one that has the same, and of a fork. When some are
+    replaced or removed, or an agent is deleted, the others stay.
+    """
+    stores, every = (ctx.store, await ctx.another()), dict[Kind, list[Any]]()
+    info, *others = sorted(kinds().values(), key=lambda kind: kind.record is not AgentInfo)
+    for kind in in_time(ctx, [info, *ctx.rng.sample(others, len(others))]):
+        every[kind] = _alike(ctx, kind)
+        for turn, agent_id in enumerate(_AGENTS):
+            await _write(stores[turn], kind, agent_id, every[kind], turn)
+    child = await stores[1].fork("p")
+    wanted = {agent_id: dict(every) for agent_id in _AGENTS}
+    wanted[child] = {kind: records for kind, records in every.items() if kind.record in _FORKED}
+    await _see(ctx, wanted, "at first")
+    for kind, records in every.items():
+        if kind.record is not Timeline:
+            small = put(full(kind.record), _key(kind), "k0") if _is_keyed(kind) else full(kind.record)
+            wanted["q"][kind] = [small, *records[1:]]
+            await _write(ctx.store, kind, "q", [small] if _is_keyed(kind) else wanted["q"][kind])
+    if kinds()[Snapshot] in every:
+        await ctx.store.delete_snapshot(child, "k0")
+        wanted[child][kinds()[Snapshot]] = every[kinds()[Snapshot]][1:]
+    await _see(ctx, wanted, "after the first of another agent were replaced by small ones, and one of a fork removed")
+    await stores[1].delete("q")
+    await ctx.store.delete(child)
+    await _see(ctx, {"p": wanted["p"]}, "after the other agent and the fork were deleted")
+
+
+_FORKED: Final = (Message, ToolCallRecord, TodoSnapshot, MediaCacheRecord, Snapshot)
+
+
+async def _see(ctx: Context, wanted: Mapping[str, Mapping[Kind, Sequence[Any]]], when: str) -> None:
+    for agent_id, of_kinds in wanted.items():
+        for kind, records in of_kinds.items():
+            owned = [of_agent(record, agent_id) for record in records]
+            same(ctx, await _read(ctx.store, kind, agent_id), owned, f"{kind.whole.method} of {agent_id!r} {when}")
 
 
 _LARGE_TEXT: Final = 600_000

@@ -11,6 +11,7 @@ from typing import Any, Final
 from kode_conformance.checks.damage import damage_each_part
 from kode_conformance.checks.every_field import number_values, text_values
 from kode_conformance.checks.lifecycle import fill
+from kode_conformance.checks.times import WAYS
 from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import INTEGERS, LOOKALIKES, TIMES, Dimension
 from kode_conformance.harness import keeps_documents
@@ -31,6 +32,7 @@ from kode_core.model import ABSENT, AgentInfo, AgentRecords, Document, PutDocume
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
+_Q = Capability.EXTENDED | Capability.QUERYABLE
 _D = Dimension
 _UPDATED: Final = (1, samples.T0, 5, 2**53 + 1, 2**61 - 1, samples.T0)
 _NUMBERS: Final = ("message_times", "event_offsets", "message_keys")
@@ -245,6 +247,40 @@ async def a_moved_agent_goes_on(ctx: Context) -> None:
     ctx.equal(whole and unplaced(whole), unplaced(before), "the agent that was moved again")
     ctx.true(whole is not None and min(whole.event_offsets) > last, "offsets must never be given twice")
     ctx.equal((await ctx.store.check_consistency("q")).issues, (), "the issues of the moved agent")
+
+
+_AHEAD: Final = 4_102_444_800_000
+"""The year 2100, in milliseconds."""
+
+
+@check("MSG-4", "LIFE-8", "INFO-2", "FORK-1", needs=_Q, under=(_D.CLOCKS, _D.CHANGES, _D.ORDERS, _D.INSTANCES))
+async def an_imported_agent_goes_on_behind_its_times(ctx: Context) -> None:
+    """Messages that are added to an imported agent, or to its fork, by whatever way, are not older than those before
+    them, though these are of a year to come, and the newest of them may not be the last. These keep their times, and
+    updated_at of the session moves forward.
+    """
+    stores = (ctx.store, await ctx.another())
+    for n, (name, (takes_all, write)) in enumerate(in_time(ctx, WAYS.items())):
+        times = [_AHEAD + 5, _AHEAD + 9, _AHEAD] if n % 2 else [_AHEAD, _AHEAD, _AHEAD + 5]
+        info, messages = samples.info(name), samples.messages(3)
+        records = AgentRecords(
+            agent_id=name, info=info, messages=messages, message_times=times, updated_at=_AHEAD + 50 * n
+        )
+        await stores[n % 2].import_agent(name, records)
+        fork = await stores[1 - n % 2].fork(name)
+        for number, agent_id in enumerate((name, fork) * 2, 3):
+            store, session = stores[number // 2 % 2], await ctx.store.load_session(agent_id)
+            stored = [one.created_at async for one in store.read_messages(agent_id)]
+            new = samples.message(number)
+            await write(store, agent_id, [*await store.load_messages(agent_id), new] if takes_all else [new])
+            found = [one.created_at async for one in ctx.store.read_messages(agent_id)]
+            what = f"of {'a fork of ' * (agent_id == fork)}an imported agent"
+            ctx.equal((found[:-1], stored[:3]), (stored, times), f"the times of messages that stay {what}, by {name}")
+            ctx.true(
+                found[-1] >= max(stored), f"the message that {name} added to those {what} has an old time: {found}"
+            )
+            now = await stores[n % 2].load_session(agent_id)
+            ctx.true(now and session and now.updated_at > session.updated_at, f"updated_at {what} after {name}")
 
 
 _PARTS: Final[tuple[dict[str, Any], ...]] = (
