@@ -47,9 +47,12 @@ class _Loop(asyncio.SelectorEventLoop):
 class _Far(MemoryRecords):
     """What is called takes effect in the middle of a round trip, whose length is drawn by lot."""
 
-    def __init__(self, contents: Contents, rng: random.Random, calls: Counter[str], **options: Any) -> None:
+    def __init__(
+        self, contents: Contents, rng: random.Random, calls: Counter[str], round_trip: float, **options: Any
+    ) -> None:
         super().__init__(contents, **options)
         self._rng = rng
+        self._round_trip = round_trip
         self._calls = calls
 
     def __getattribute__(self, name: str) -> Any:
@@ -61,7 +64,7 @@ class _Far(MemoryRecords):
     def _travelling(self, name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def travel(*args: Any, **kwargs: Any) -> Any:
             self._calls[name] += 1
-            length = ROUND_TRIP * self._rng.uniform(0.7, 1.3)
+            length = self._round_trip * self._rng.uniform(0.7, 1.3)
             await asyncio.sleep(length / 2)
             found = await call(*args, **kwargs)
             await asyncio.sleep(length / 2)
@@ -98,13 +101,13 @@ class Contest:
 
 
 async def _contend(
-    found: Contest, seconds: float, seed: int, pauses: dict[int, float], options: dict[str, Any]
+    found: Contest, seconds: float, seed: int, pauses: dict[int, float], round_trip: float, options: dict[str, Any]
 ) -> None:
     contents, rng, loop = Contents(), random.Random(seed), asyncio.get_running_loop()
     is_over = False
 
     async def store() -> EngineStore:
-        engine = RecordEngine(_Far(contents, rng, found.calls, **{**_ROOM, **options}))
+        engine = RecordEngine(_Far(contents, rng, found.calls, round_trip, **{**_ROOM, **options}))
 
         async def opened() -> RecordEngine:
             return engine
@@ -148,6 +151,7 @@ def contest(
     seconds: float = 10.0,
     seed: int = 0,
     pauses: dict[int, float] | None = None,
+    round_trip: float = ROUND_TRIP,
     **options: Any,
 ) -> Contest:
     """Have so many stores append to one agent, each one message after the other; some with a pause after each."""
@@ -156,7 +160,7 @@ def contest(
     with monkeypatch.context() as patch:
         patch.setattr(time, "monotonic", loop.time)
         try:
-            loop.run_until_complete(_contend(found, seconds, seed, pauses or {}, options))
+            loop.run_until_complete(_contend(found, seconds, seed, pauses or {}, round_trip, options))
         finally:
             loop.close()
     return found

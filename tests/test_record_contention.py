@@ -31,6 +31,21 @@ def test_writers_make_progress_together(writers: int, calls: float, monkeypatch:
     assert found.longest < 8
 
 
+def test_one_writer_far_away_makes_no_call_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next swap settles the head for free, however long a call takes."""
+    found = contest(1, monkeypatch, round_trip=0.05)
+    assert found.calls["settle"] <= 1  # of the first write, when the duration is not known yet
+    assert found.calls_per_write < 2.1
+
+
+def test_writers_far_away_settle_no_head_that_others_settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = contest(20, monkeypatch, seconds=100, round_trip=0.05)
+    assert not found.errors
+    assert found.rate > 5, "half of what one writer makes"
+    assert found.calls["settle"] < 0.15 * sum(found.wrote)
+    assert found.least_share > 0.2
+
+
 @pytest.mark.slow
 def test_fifty_writers_make_progress_together(monkeypatch: pytest.MonkeyPatch) -> None:
     found = contest(50, monkeypatch)

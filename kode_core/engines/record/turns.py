@@ -38,6 +38,7 @@ _SLOW: Final = 8
 """A turn counts as given up when the head has not moved for this many times the duration of a revision."""
 _SLOWEST: Final = 1.0
 _LEAST_PAUSE, _MOST_PAUSE = 0.001, 2.0
+_LATEST_SETTLE: Final = 10.0
 
 
 class WriterTurns:
@@ -131,6 +132,14 @@ class WriterTurns:
             self._since, self._done = None, 0
         self._done += 1
         self._last, self._last_at, self._seen = head.record.rev + 1, time.monotonic(), None
+
+    def settle_after(self, head: OpenedHead) -> float:
+        """The seconds within which the next swap should come and settle this head for free.
+
+        It is the writer's own, or another's after the end of a turn.
+        """
+        revs = 2 * head.state.others if head.record.rev == head.state.turn_ends else 4
+        return min(revs * self.pace, _LATEST_SETTLE)
 
     def _most_swaps(self, head: OpenedHead) -> int:
         seconds = _LONG_TURN if head.state.others * self.pace < _LONG_ROUND else _SHORT_TURN

@@ -52,7 +52,7 @@ from kode_core.engines.record.log import erase_dropped
 from kode_core.engines.record.names import known_of_batches
 from kode_core.engines.record.plan import Plan
 from kode_core.engines.record.state import OpenedHead, Step, info_key, is_of_log
-from kode_core.engines.record.store import HeadRecord, Item
+from kode_core.engines.record.store import Item
 from kode_core.engines.record.sweep import RecordSweep
 from kode_core.engines.record.turns import AllTurns, WriterTurns
 from kode_core.errors import (
@@ -367,19 +367,20 @@ class RecordWriter:
             if state.doomed or state.stash is not None:
                 await self._io.finish_redo(head)
             else:
-                self.spawn(self._settle(done, self._pause_after(record, changes)))
+                self.spawn(self._settle(done, self._pause_after(head, changes)))
             self._remember(done)
         except (KodeError, MovedError):
             self.forget(record.agent_id)
             self._debts.owe(head)
             self.spawn(self._debts.repeat(record.agent_id, self._closing))
 
-    def _pause_after(self, record: HeadRecord, changes: Sequence[Step]) -> float:
+    def _pause_after(self, head: OpenedHead, changes: Sequence[Step]) -> float:
         """How many seconds to wait for the next swap before a head is marked settled in a write of its own."""
-        known = self._heads.get(record.agent_id)
+        record, known = head.record, self._heads.get(head.record.agent_id)
         is_alone = known is not None and known.record.rev == record.rev - 1  # others would repeat our changes
         is_log = all(isinstance(change, Item) and is_of_log(change.key) for change in changes)
-        return _SETTLE_EVENTS_SECONDS if is_alone and is_log else _SETTLE_SECONDS
+        least = _SETTLE_EVENTS_SECONDS if is_alone and is_log else _SETTLE_SECONDS
+        return max(least, self._turns.of(record.agent_id).settle_after(head))
 
     async def _settle(self, head: OpenedHead, seconds: float) -> None:
         """Settle a head, unless the next swap comes first and does it for free.
@@ -390,11 +391,9 @@ class RecordWriter:
         await waited_for(self._closing, seconds)
         rev, epoch = self._newest.get(head.record.agent_id, (0, ""))
         is_said = rev > head.record.rev and (epoch == head.record.epoch or rev == head.record.rev + 1)
-        try:
+        with suppress(StorageError):  # it stays unsettled: applying the changes again is harmless
             if not is_said:
                 await self._io.settle(head.record)
-        except StorageError:
-            return  # it stays unsettled: applying the changes again is harmless
 
     async def _erase_dropped(self, head: OpenedHead) -> None:
         """Erase removed events. After a failure a sweep does it: the place is noted."""
