@@ -62,7 +62,7 @@ class AgentStore(DocumentStore, Protocol):
         """Set keys of the info's metadata, and remove others, without losing concurrent changes (INFO-5).
 
         *metadata* has values by top-level key: each replaces the whole value of its key, and other keys stay. Keys in
-        *remove* that the metadata does not have are ignored. Returns the info as it is stored then.
+        *remove* that the metadata does not have are ignored. Returns the info as ``load_info`` would give it.
 
         Raises:
             AgentNotFoundError: the agent has no info.
