@@ -92,7 +92,7 @@ class ExtendedStore(AgentStore, Protocol):
         """Stream the agent's messages with their positions and times, in bounded memory (MSG-10).
 
         *after* and *before* are positions, both exclusive; with *reverse* the last message comes first. A list that is
-        edited meanwhile is read as it is at each page.
+        edited meanwhile is read as it is at each page: a message that is appended comes once or not at all.
         """
         ...
 

@@ -89,7 +89,7 @@ class ExtendedStoreMethods(AgentStoreMethods):
         """Stream the agent's messages with their positions and times, in bounded memory (MSG-10).
 
         *after* and *before* are positions, both exclusive; with *reverse* the last message comes first. A list that is
-        edited meanwhile is read as it is at each page.
+        edited meanwhile is read as it is at each page: a message that is appended comes once or not at all.
         """
         return self._iterate(lambda store: store.read_messages(agent_id, after=after, before=before, reverse=reverse))
 
