@@ -143,7 +143,7 @@ class ExtendedStore(AgentStore, Protocol):
         """Remove all messages behind the first *length*, and return how many those were (MSG-11).
 
         Raises:
-            ConflictError: the agent has another version than *expect*.
+            ConflictError: the agent has another version than *expect*, even if no message is behind *length*.
         """
         ...
 

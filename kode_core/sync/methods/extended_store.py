@@ -144,7 +144,7 @@ class ExtendedStoreMethods(AgentStoreMethods):
         """Remove all messages behind the first *length*, and return how many those were (MSG-11).
 
         Raises:
-            ConflictError: the agent has another version than *expect*.
+            ConflictError: the agent has another version than *expect*, even if no message is behind *length*.
         """
         return self._call(
             lambda store: store.truncate_messages(agent_id, length, expect=expect, fence=self._fence(agent_id, fence))
