@@ -136,8 +136,8 @@ class AgentStore(DocumentStore, Protocol):
         The fork has the id *new_id*, under which nothing may exist, or a new one. *length* limits the messages to the
         first ones, and *snapshot_id* names a snapshot that has them. Such a fork has the tool calls that its messages
         use and no breakpoint, and its messages keep their times as far as the agent's list begins with them.
-        *documents* takes the documents of all collections along (DOC-5). Without arguments the backend copies the agent,
-        as for ``batch_fork``; otherwise it is held in memory meanwhile.
+        *documents* takes the documents of all collections along (DOC-5). Without arguments the backend copies the
+        agent, as for ``batch_fork``; otherwise it is held in memory meanwhile.
 
         Raises:
             AgentNotFoundError: the agent has no info.

@@ -39,8 +39,8 @@ class DocumentStore(QueryableStore, Protocol):
     ) -> str:
         """Insert or replace a document with its tags, and return its new version (DOC-1, DOC-7).
 
-        By up to four *tags*, texts of up to 256 bytes with names of up to 64 bytes, ``query_documents`` finds the
-        document over all agents; without them it has none.
+        By up to four *tags*, texts of up to 256 bytes, also empty ones, with names of up to 64 bytes,
+        ``query_documents`` finds the document over all agents; without them it has none.
 
         With *expect*, the version of a load or a put, the stored document must still have that version; with
         ``ABSENT`` it must not exist. Of several such writers exactly one succeeds (DOC-2).
