@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
-import operator
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from kode_core.batch import AgentSummary, Doc, DocKind, Found, FoundRow, ListKind, SessionRow
 from kode_core.codec import Body
@@ -376,23 +375,13 @@ async def session_in(summary: AgentSummary | None, pace: Pace) -> SessionInfo | 
     return await session_of(row, pace)
 
 
-@functools.cache
-def _values_of(kind: type[Record]) -> Callable[[Record], tuple[Any, ...]]:
-    return operator.attrgetter(*kind.__struct_fields__)
-
-
-def _fields(record: Record) -> dict[str, Any]:
-    return dict(zip(record.__struct_fields__, _values_of(type(record))(record), strict=True))
-
-
 async def stored_message(row: FoundRow, pace: Pace) -> StoredMessage:
     """The message of a row, with its place."""
     message = await decode_in_slices(Message, row.body, f"message {row.position} of agent {row.agent_id!r}", pace)
-    fields = _fields(message)
-    return StoredMessage(**fields, agent_id=row.agent_id, position=row.position, created_at=row.created_at)
+    return StoredMessage(**asdict(message), agent_id=row.agent_id, position=row.position, created_at=row.created_at)
 
 
 async def stored_tool_call(row: FoundRow, pace: Pace) -> StoredToolCall:
     """The tool call of a row, with its place."""
     call = await decode_in_slices(ToolCallRecord, row.body, f"tool call {row.position} of agent {row.agent_id!r}", pace)
-    return StoredToolCall(**_fields(call), agent_id=row.agent_id, position=row.position)
+    return StoredToolCall(**asdict(call), agent_id=row.agent_id, position=row.position)

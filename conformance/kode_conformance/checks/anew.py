@@ -103,7 +103,7 @@ async def messages_have_new_times_after_every_delete(ctx: Context) -> None:
 _STEPS: Final = (0, 3600, -3600, 0, -90_000, 86_400 * 400, 1, -1)
 """How far the clock is off, in seconds, at one call after the other."""
 _LATER: Final = (0, 86_400 * 2, 86_400 * 9, 86_400 * 40, 86_400 * 400 * 2, 86_400 * 365 * 11)
-"""How far it is off, in seconds, when what was written is read: nothing goes by itself, however long it is there."""
+"""How far the clock is off at a read, in seconds: no record expires, however old it is."""
 
 
 @check(
