@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kode_conformance.values import samples
 
-from kode_core import CorruptRecordError, LockLostError, create_extended_store
+from kode_core import CorruptRecordError, ExtendedStore, LockLostError, copy_store, create_extended_store
 
 FILE = Path("store/a.jsonl")
 
@@ -64,3 +64,56 @@ async def test_a_copy_of_another_agent_is_not_deleted() -> None:
         with pytest.raises(CorruptRecordError):
             await store.delete("a")
         assert FILE.read_bytes() == before
+
+
+HYBRID = "sqlite:///store/main.db?file_store_base_dir=store/files"
+
+
+async def replaced(url: str, count: int) -> None:
+    """Replace agent *a*, which says "secret" in every kind, by one of another store that has *count* messages."""
+    async with create_extended_store("memory:") as source, create_extended_store(url) as store:
+        await say(store, "a", "secret")
+        await say(store, "b", "kept")
+        await source.append_messages("a", samples.messages(count))
+        await source.append_events("a", samples.events(count))
+        await copy_store(source, store, existing="replace")
+        assert await store.load_messages("a") == samples.messages(count)
+        last = 1 if url == HYBRID else 4
+        assert await store.append_event("a", samples.event(count)) > last
+
+
+async def say(store: ExtendedStore, agent_id: str, text: str) -> None:
+    await store.save_messages(agent_id, [samples.message(text=text)])
+    await store.append_events(agent_id, [samples.event(n, text=text) for n in range(4)])
+    await store.save_todos(agent_id, samples.todos(text))
+    await store.save_recovered_file(agent_id, samples.recovered(content=text))
+    await store.put_document(agent_id, "notes", "n", text)
+
+
+@pytest.mark.parametrize("url", ["json:///store", HYBRID])
+@pytest.mark.parametrize("count", [1, 3000])
+async def test_nothing_of_a_replaced_agent_is_stored(url: str, count: int, tmp_path: Path) -> None:
+    """An agent that a copy replaces is gone from the files at once, as a deleted one is, with the bytes cut off them."""
+    base = tmp_path / "store" if url.startswith("json") else tmp_path / "store" / "files"
+    async with create_extended_store(url) as store:
+        await say(store, "a", "secret")
+    with (base / "a.jsonl").open("ab") as file:
+        file.write(b'{"half a frame": "secret')
+    await replaced(url, count)
+    files = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert [path for path in files if b"kept" in path.read_bytes()]
+    assert [path for path in files if b"secret" in path.read_bytes() and ".db" not in path.name] == []
+    async with create_extended_store(url) as store:
+        assert await store.load_messages("a") == samples.messages(count)
+        assert (await store.check_consistency()).issues == ()
+
+
+async def test_replaces_again_and_again_do_not_grow_the_file() -> None:
+    """The passes of a copy leave a file of the size of one."""
+    sizes = []
+    async with create_extended_store("memory:") as source, create_extended_store("json:///store") as store:
+        for n in range(5):
+            await source.save_messages("a", [samples.message(text=f"{n}"), *samples.messages(500)])
+            await copy_store(source, store, existing="replace")
+            sizes.append(FILE.stat().st_size)
+    assert max(sizes) < 1.1 * min(sizes)

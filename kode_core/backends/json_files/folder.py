@@ -282,9 +282,13 @@ class Folder:
         self._unlink(journal)
         return Applied()
 
-    def _unlink(self, journal: Journal) -> None:
-        for path in (*cut_files(journal.path), journal.path):
+    def _unlink_cuts(self, journal: Journal) -> None:
+        for path in cut_files(journal.path):
             path.unlink(missing_ok=True)
+
+    def _unlink(self, journal: Journal) -> None:
+        self._unlink_cuts(journal)
+        journal.path.unlink(missing_ok=True)
         journal.forget()
         self.briefs.drop(journal.path.name)
         if self.durable:
@@ -297,25 +301,29 @@ class Folder:
         outcome = base.outcome(batch)
         if batch.delete or not batch.is_empty:
             journal.append(Frame("apply", base.stamped(batch), outcome), durable=self.durable)
-            self.tidy(stripe, journal)
+            self.tidy(stripe, journal, replaced=batch.delete)
         return outcome
 
-    def tidy(self, stripe: Stripe, journal: Journal) -> None:
-        """Remove the file of an agent with no contents left; compact a file that is mostly history.
+    def tidy(self, stripe: Stripe, journal: Journal, *, replaced: bool) -> None:
+        """Remove the file of an agent with no contents left; compact a file that is mostly history, or whose agent was
+        *replaced*, so that the file holds nothing of the deleted agent.
 
         The write before it is complete: a failure here is logged, and the work is tried again later.
         """
         try:
-            self._tidy(stripe, journal)
+            self._tidy(stripe, journal, replaced)
         except (OSError, StorageError) as exc:
             _log.warning("%s could not be tidied: %s", journal.path, exc)
             journal.compact_at = 2 * journal.end
 
-    def _tidy(self, stripe: Stripe, journal: Journal) -> None:
+    def _tidy(self, stripe: Stripe, journal: Journal, replaced: bool) -> None:
         log = journal.state.log
         if journal.state.is_empty and journal.prepared is None:
             stripe.raise_to(journal.state.log.next_offset)
             self._unlink(journal)
+        elif replaced:
+            journal.compact(durable=self.durable)
+            self._unlink_cuts(journal)
         elif (journal.end > journal.compact_at or log.dropped > len(log)) and journal.prepared is None:
             live = journal.live_bytes
             if journal.end > 2 * live + COMPACT_FROM:
@@ -352,7 +360,7 @@ class Folder:
             outcome = base.outcome(batch) if committed else None
             decision = Frame("commit" if committed else "abort", None, outcome)
             journal.append(decision, durable=False, marked=not self.durable)
-            self.tidy(stripe, journal)
+            self.tidy(stripe, journal, replaced=committed and batch.delete)
         return outcome or Applied()
 
     # --- leases
