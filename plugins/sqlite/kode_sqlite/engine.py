@@ -115,7 +115,8 @@ class SqliteEngine:
         engine = cls(options, writer)
         try:
             with without_deadline():
-                await do_long(writer, lambda db, call, tell: call(db, tell), engine._migrate, unwatched)
+                if await do_long(writer, lambda db, call, tell: call(db, tell), engine._migrate, unwatched):
+                    await engine.change_texts(texts.mend)
                 if options.text_index and await engine.texts_waiting() is None:
                     await engine.change_texts(texts.add)
         except BaseException:
@@ -126,11 +127,15 @@ class SqliteEngine:
             raise
         return engine
 
-    def _migrate(self, db: sqlite3.Connection, tell: Tell) -> None:
+    def _migrate(self, db: sqlite3.Connection, tell: Tell) -> list[str]:
+        """Bring the tables to this version, and return the parts that the index of texts lacks."""
         path = self._options.db_path
         terms = Terms(self._guard.held, self._options.busy_timeout_ms / 1000, lambda: tell(0, None))
         listening(db, tell, lambda db: migrate(db, path, terms))
-        texts.see_format(db, path)
+        lacking = texts.missing_parts(db)
+        if not lacking:
+            texts.see_format(db, path)
+        return lacking
 
     # --- writing
 
@@ -332,7 +337,11 @@ class SqliteEngine:
     async def _ping(self) -> None:
         """Make a write that changes nothing, and look for all tables."""
         await self._write(lambda transaction: None)
-        await self._read(lambda db: see_tables(db, self._options.db_path))
+        await self._read(self._see_tables)
+
+    def _see_tables(self, db: sqlite3.Connection) -> None:
+        see_tables(db, self._options.db_path)
+        texts.see_whole(db, self._options.db_path)
 
     async def inspect(self, agent_id: str | None, progress: Progress = unwatched) -> Sequence[EngineIssue]:
         if agent_id is not None:

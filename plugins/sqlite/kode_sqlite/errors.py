@@ -62,7 +62,10 @@ def to_kode_error(exc: BaseException, path: str) -> KodeError:
     if str(exc).startswith("Could not decode to UTF-8"):  # the text that follows is the stored one
         return CorruptRecordError(f"database {path}", "a text in it is no UTF-8")
     if str(exc).startswith("no such table: "):
-        return StoreUnavailableError(f"{path}: a table of kode is missing: put back a backup ({exc})")
+        todo = (
+            "open the store again, which mends the index of texts" if "kode_text" in str(exc) else "put back a backup"
+        )
+        return StoreUnavailableError(f"{path}: a table of kode is missing: {todo} ({exc})")
     extended = getattr(exc, "sqlite_errorcode", 0)
     code = _PRIMARY.get(extended, extended & 0xFF)
     if code in _CORRUPT:

@@ -134,7 +134,7 @@ def _connected(path: str, uri: str) -> sqlite3.Connection:
         db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         db.text_factory = _text
         db.execute("BEGIN")
-        is_store = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone() is not None
+        is_store = db.execute("SELECT 1 FROM sqlite_master WHERE lower(name) = 'kode_meta'").fetchone() is not None
     except sqlite3.Error as exc:
         if db is not None:
             db.close()

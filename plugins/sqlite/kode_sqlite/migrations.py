@@ -47,17 +47,28 @@ class MigrationProgress(NamedTuple):
     step: int | None = None
 
 
-def migration_progress(db: sqlite3.Connection) -> MigrationProgress:
-    """The version and step of the tables."""
-    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone():
+def migration_progress(db: sqlite3.Connection, path: str) -> MigrationProgress:
+    """The version and step of the tables.
+
+    Raises:
+        CorruptRecordError: one of them is no number of a version or step.
+    """
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE lower(name) = 'kode_meta'").fetchone():
         return MigrationProgress(0)
+    columns = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('kode_meta')")}
+    if not columns >= {"key", "value"}:
+        raise CorruptRecordError(f"database {path}", "its kode_meta is not the table of a store; put back a backup")
     found = dict(db.execute("SELECT key, value FROM kode_meta WHERE key IN ('schema_version', 'schema_step')"))
-    return MigrationProgress(int(found.get("schema_version", 0)), found.get("schema_step"))
+    for key, value in found.items():
+        if type(value) is not int or value < 0:
+            problem = f"the {key} in its kode_meta is not a number from 0 up; put back a backup"
+            raise CorruptRecordError(f"database {path}", problem)
+    return MigrationProgress(found.get("schema_version", 0), found.get("schema_step"))
 
 
-def version_of(db: sqlite3.Connection) -> int:
+def version_of(db: sqlite3.Connection, path: str) -> int:
     """The version of the tables, 0 if there are none."""
-    return migration_progress(db).version
+    return migration_progress(db, path).version
 
 
 # --- the steps to take ------------------------------------------------------------------------------------------------
@@ -98,19 +109,22 @@ def sql(since: int = 0, step: int | None = None) -> list[str]:
 
 
 @cache
-def _tables() -> frozenset[str]:
-    return frozenset(re.findall(r"^CREATE TABLE (?:IF NOT EXISTS )?(\w+)", "\n".join(sql()), re.MULTILINE))
+def _tables(version: int = len(MIGRATIONS)) -> frozenset[str]:
+    """The tables of a version but for ``kode_meta``."""
+    statements = "\n".join(s for migration in MIGRATIONS[:version] for step in migration for s in step)
+    return frozenset(re.findall(r"^CREATE TABLE (\w+)", statements, re.MULTILINE))
 
 
-def _found(db: sqlite3.Connection) -> set[str]:
-    return {
-        name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name GLOB 'kode_*'")
-    }
+def _found(db: sqlite3.Connection) -> dict[str, str]:
+    """The names of tables and views, in lower case, since SQLite compares them so, with their types."""
+    named = "SELECT lower(name), type FROM sqlite_master WHERE type IN ('table', 'view') AND lower(name) GLOB 'kode_*'"
+    return dict(db.execute(named))
 
 
-def see_tables(db: sqlite3.Connection, path: str) -> None:
-    """Raise StoreUnavailableError, with their names, if tables were dropped."""
-    missing = sorted(_tables() - _found(db))
+def see_tables(db: sqlite3.Connection, path: str, version: int = len(MIGRATIONS)) -> None:
+    """Raise StoreUnavailableError, with their names, if tables of a version were dropped."""
+    found = _found(db)
+    missing = sorted(name for name in {"kode_meta", *_tables(version)} if found.get(name) != "table")
     if missing:
         raise tables_dropped(path, missing, "this store has made", "that begin with kode_")
 
@@ -125,7 +139,7 @@ def script(path: str) -> str:
     progress = MigrationProgress(0)
     if Path(path).is_file():
         with translated(path), looking(path) as db:
-            progress = migration_progress(db)
+            progress = migration_progress(db, path)
     _see_newer(progress, path)
     transactions = [
         "".join(f"{statement};\n" for statement in ("BEGIN IMMEDIATE", *s, "COMMIT")) for s in _steps(progress)
@@ -169,7 +183,7 @@ def migrate(db: sqlite3.Connection, path: str, terms: Terms) -> None:
         StoreBusyError: another process was writing all the time.
         StoreUnavailableError: tables were dropped.
     """
-    if migration_progress(db) != MigrationProgress(len(MIGRATIONS)):
+    if migration_progress(db, path) != MigrationProgress(len(MIGRATIONS)):
         with _settings(db, busy_timeout=_BUSY_MS, temp_store=_IN_FILES, cache_size=_CACHE, cache_spill=1):
             while _take_step(db, path, terms):
                 pass
@@ -192,18 +206,27 @@ def _settings(db: sqlite3.Connection, **wanted: int) -> Iterator[None]:
 def _take_step(db: sqlite3.Connection, path: str, terms: Terms) -> bool:
     """Take the next step; False if none is left after it."""
     with _turn(db, path, terms):
-        progress = migration_progress(db)
+        progress = migration_progress(db, path)
         _see_newer(progress, path)
-        if not progress.version and not _tables().isdisjoint(_found(db)):
-            raise CorruptRecordError(
-                f"database {path}", "it has tables of a store, and not their version; put back a backup"
-            )
+        _see_beginning(db, path, progress)
         steps = _steps(progress)
         if steps and progress.version:
             _tell(path, progress)
         if steps:
             _do(db, steps[0])
     return len(steps) > 1
+
+
+def _see_beginning(db: sqlite3.Connection, path: str, progress: MigrationProgress) -> None:
+    """Refuse to begin where the tables are not those of the version."""
+    if progress.step is not None:
+        return
+    if progress.version:
+        see_tables(db, path, progress.version)
+    there = sorted((_tables() - _tables(progress.version)) & _found(db).keys())
+    if there:
+        version = f"schema {progress.version}" if progress.version else "no version of a store"
+        raise CorruptRecordError(f"database {path}", f"it has {', '.join(there)}, and {version}; put back a backup")
 
 
 def _do(db: sqlite3.Connection, step: Step) -> None:
@@ -241,7 +264,7 @@ def _turn(db: sqlite3.Connection, path: str, terms: Terms) -> Iterator[None]:
 def _begun(db: sqlite3.Connection, path: str, terms: Terms) -> ExitStack:
     """Begin a transaction, and return the locks that are held for it."""
     start = logged_at = time.monotonic()
-    progress = migration_progress(db)
+    progress = migration_progress(db, path)
     while True:
         terms.heed()
         try:
@@ -252,7 +275,7 @@ def _begun(db: sqlite3.Connection, path: str, terms: Terms) -> ExitStack:
         except (sqlite3.OperationalError, StoreBusyError) as exc:
             if isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
-            now, before, progress = time.monotonic(), progress, migration_progress(db)
+            now, before, progress = time.monotonic(), progress, migration_progress(db, path)
             if progress != before:  # another process takes steps, and has perhaps just taken the last one
                 start = now
             if now - start > terms.patience_s and progress.step is None:

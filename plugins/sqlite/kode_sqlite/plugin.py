@@ -64,7 +64,7 @@ def _is_there(options: SqliteOptions) -> bool:
     refuse_foreign(path)
     try:
         with looking(path) as db:
-            return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_meta'").fetchone() is not None
+            return db.execute("SELECT 1 FROM sqlite_master WHERE lower(name) = 'kode_meta'").fetchone() is not None
     except (sqlite3.Error, OSError):
         return True
 

@@ -134,7 +134,7 @@ async def _opened(options: SqliteOptions, path: str, still: tuple[int, ...] | No
 
 def _see_store(db: sqlite3.Connection, path: str) -> None:
     see_encoding(db, path)
-    version = version_of(db)
+    version = version_of(db, path)
     if not version:
         raise StoreReadOnlyError(f"{path} has no tables of a store, and this process may not make them")
     if version != SCHEMA_VERSION:

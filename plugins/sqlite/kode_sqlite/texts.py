@@ -20,7 +20,7 @@ from kode_core.authoring.texts import MessageQuery, grams_of, indexed_text, need
 from kode_core.batch import EngineIssue
 from kode_core.codec import Body
 from kode_core.engine import Progress
-from kode_core.errors import ConfigurationError, UnsupportedError
+from kode_core.errors import ConfigurationError, StoreUnavailableError, UnsupportedError
 from kode_core.query import RowQuery
 from kode_sqlite.entries import LISTED
 from kode_sqlite.sound import RAW, TEXT, is_sound, text_of
@@ -35,9 +35,12 @@ __all__ = [
     "index_some",
     "inspect",
     "keeps_deleted",
+    "mend",
+    "missing_parts",
     "noted",
     "rebuild",
     "see_format",
+    "see_whole",
 ]
 
 log = logging.getLogger("kode_sqlite")
@@ -109,6 +112,41 @@ def rebuild(db: DB, path: str) -> None:
 def has_index(db: DB) -> bool:
     """Whether the database has the index."""
     return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_texts'").fetchone() is not None
+
+
+_PARTS: Final = frozenset({"kode_texts", "kode_text"})
+
+
+def missing_parts(db: DB) -> list[str]:
+    """The tables of the index that were dropped, while something of it is left."""
+    parts = "SELECT lower(name), type FROM sqlite_master WHERE lower(name) GLOB 'kode_text*'"
+    found = dict(db.execute(parts).fetchall())
+    return sorted(part for part in _PARTS if found.get(part) != "table") if found else []
+
+
+def see_whole(db: DB, path: str) -> None:
+    """Refuse writes of messages that a trigger would make fail.
+
+    Raises:
+        StoreUnavailableError: a table of the index was dropped.
+    """
+    if missing := missing_parts(db):
+        raise StoreUnavailableError(
+            f"{path}: {' and '.join(missing)} of the index of texts was dropped, without which no message is written:"
+            " run kode text-index drop, or rebuild"
+        )
+
+
+def mend(db: DB, path: str) -> None:
+    """Remove an index of which a table was dropped, within a transaction: messages are found without it, too."""
+    if missing := missing_parts(db):
+        drop(db, path)
+        log.warning(
+            "%s: %s of the index of texts was dropped; the rest of the index is removed, and messages are found without"
+            " it; kode text-index add makes it anew",
+            path,
+            " and ".join(missing),
+        )
 
 
 def add(db: DB, path: str) -> None:

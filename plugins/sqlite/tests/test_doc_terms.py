@@ -91,7 +91,7 @@ async def test_tables_of_version_2_become_those_of_version_3() -> None:
     with closing(sqlite3.connect("a.db")) as db:
         db.executescript(VERSION_2)
         db.execute("PRAGMA journal_mode = WAL")
-        assert migrations.version_of(db) == 2
+        assert migrations.version_of(db, "a.db") == 2
     async with SqliteStore("a.db") as store:
         assert await store.list() == ["agt-0", "agt-1", "agt-2"]
         for agent_id in await store.list():

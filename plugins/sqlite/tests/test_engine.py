@@ -252,56 +252,6 @@ async def test_a_damaged_database() -> None:
         await store.health_check()
 
 
-@pytest.mark.parametrize("path", ["a.db", ":memory:"])
-async def test_a_table_that_was_dropped(path: str) -> None:
-    """The health of an open store names it and says what to do, and so does the error of a call that needs it."""
-    async with SqliteStore(path) as store:
-        await store.save_turn("a", messages=samples.messages(2), info=samples.info("a"))
-        assert (await store.health_check()).healthy
-        await engine_of(store)._writer.run(lambda db: db.execute("DROP TABLE kode_messages"))
-        health = await store.health_check()
-        assert not health.healthy and health.database is not None
-        assert "kode_messages is missing, which this store has made: put back a" in str(health.database)
-        with pytest.raises(StoreUnavailableError, match="a table of kode is missing: put back a backup"):
-            await store.load_messages("a")
-        await engine_of(store)._writer.run(lambda db: db.execute("DROP TABLE kode_docs"))
-        assert "kode_docs, kode_messages are missing" in str(await store.health_check())
-
-
-@pytest.mark.parametrize("table", ["kode_agents", "kode_doc_terms", "kode_leases", "kode_messages"])
-async def test_no_store_opens_without_its_tables(table: str, unprivileged: Path) -> None:
-    """The error names the table and says what to do, where the database may be written and where it may not; nothing is
-    made in its place.
-    """
-    path = str(unprivileged / "a.db")
-    async with SqliteStore(path) as store:
-        await store.save_turn("a", messages=samples.messages(2), info=samples.info("a"))
-    with closing(sqlite3.connect(path)) as db:
-        db.execute(f"DROP TABLE {table}")
-        db.commit()
-    said = f"{table} is missing, which this store has made: put back a backup; to begin anew, drop the other tables "
-    for mode in (0o755, 0o555):
-        for file in (Path(path), unprivileged):
-            file.chmod(mode)
-        for _ in range(2):
-            with pytest.raises(StoreUnavailableError, match=said):
-                await SqliteStore(path).open()
-    unprivileged.chmod(0o755)
-
-
-async def test_tables_without_their_version() -> None:
-    """A store of which the table of the version was dropped is no empty file, whichever table is left."""
-    async with SqliteStore("a.db") as store:
-        await store.save_turn("a", messages=samples.messages(2), info=samples.info("a"))
-    with closing(sqlite3.connect("a.db")) as db:
-        named = "SELECT name FROM sqlite_master WHERE name GLOB 'kode_*' AND type = 'table' AND name <> 'kode_events'"
-        for (name,) in db.execute(named).fetchall():
-            db.execute(f"DROP TABLE {name}")
-        db.commit()
-    with pytest.raises(CorruptRecordError, match="it has tables of a store, and not their version"):
-        await SqliteStore("a.db").open()
-
-
 async def test_a_database_that_may_not_be_written(unprivileged: Path) -> None:
     """A database without the right to write is told as such, and stays as it is."""
     path = str(unprivileged / "a.db")

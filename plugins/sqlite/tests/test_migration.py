@@ -236,7 +236,7 @@ async def test_a_migration_that_was_killed_goes_on(old: sqlite3.Connection, at: 
     with child("kill", at) as killed:
         assert killed.wait(60) == -signal.SIGKILL
     with closing(sqlite3.connect("a.db")) as db:
-        assert migrations.migration_progress(db) == (1, at - 2)
+        assert migrations.migration_progress(db, "a.db") == (1, at - 2)
         assert rows(db, old) == rows(old, old)
     caplog.set_level(logging.INFO, "kode_sqlite")
     async with SqliteStore("a.db") as store:
@@ -291,19 +291,19 @@ async def test_a_migration_of_many_rows_is_interrupted() -> None:
             await create_extended_store("sqlite:///a.db")
 
         opening = asyncio.ensure_future(open_it())
-        while migrations.migration_progress(db).step != 1:
+        while migrations.migration_progress(db, "a.db").step != 1:
             assert not opening.done()
             await asyncio.sleep(0)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
-        place = migrations.migration_progress(db)
+        place = migrations.migration_progress(db, "a.db")
         assert place.version == 1
         await asyncio.sleep(0.2)
-        assert migrations.migration_progress(db) == place
+        assert migrations.migration_progress(db, "a.db") == place
         store = SqliteStore("a.db")
         await store.open()
-        assert migrations.migration_progress(db) == (SCHEMA_VERSION, None)
+        assert migrations.migration_progress(db, "a.db") == (SCHEMA_VERSION, None)
         assert (await store.get_metrics()).storage.total_messages == large.MESSAGES
         await store.close()
         see_derived(db)
@@ -326,7 +326,7 @@ async def test_a_step_that_fails_is_undone(old: sqlite3.Connection, monkeypatch:
         async with SqliteStore("a.db") as store:
             with closing(sqlite3.connect("a.db")) as db:
                 assert set(db.execute("SELECT colour FROM kode_agents")) == {("red",)}
-                assert migrations.migration_progress(db) == (SCHEMA_VERSION + 1, None)
+                assert migrations.migration_progress(db, "a.db") == (SCHEMA_VERSION + 1, None)
 
 
 async def test_a_newer_schema_is_refused() -> None:
