@@ -80,7 +80,7 @@ class PostgresEngine:
     def __init__(self, connections: Connections, tables: Tables, *, durable: bool) -> None:
         self.tables = tables
         self.connections = connections
-        self.reads = Reads(tables, TextsSeen(has=connections.has_texts))
+        self.reads = Reads(tables, TextsSeen(has=connections.texts.has))
         self.indexing = Indexing(connections, tables, self.reads)
         self._doubts = Doubts(connections)
         self._doubtful_leases = Doubts(connections)
@@ -99,9 +99,12 @@ class PostgresEngine:
         tables = Tables(options)
         connections = await open_connections(options, tables)
         engine = cls(connections, tables, durable=options.durability == "full")
-        if options.text_index and not connections.has_texts:
+        if connections.texts.missing or (options.text_index and not connections.texts.has):
             try:
-                await engine.indexing.add(create=options.create)
+                if connections.texts.missing and options.create:
+                    await engine.indexing.mend(connections.texts.missing)
+                if options.text_index:
+                    await engine.indexing.add(create=options.create)
             except BaseException:
                 await asyncio.shield(engine.close())
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import asyncpg
@@ -82,6 +83,9 @@ _ENDED: Final = ("25P03", _TOO_LONG, "57P01", "57P02", "57P05", "08")
 _CONFLICT: Final = ("40001", "40P01")
 
 
+_OF_TEXTS: Final = re.compile(r'text(s|_index)"')
+
+
 def _code(exc: BaseException) -> str:
     return getattr(exc, "sqlstate", None) or ""
 
@@ -140,6 +144,8 @@ def to_kode_error(exc: BaseException, place: str) -> KodeError:
     if isinstance(exc, asyncpg.PostgresError):
         code = _code(exc)
         kind, remedy = _BY_CODE.get(code) or _BY_CODE.get(code[:2]) or (StorageError, "PostgreSQL failed")
+        if code == "42P01" and _OF_TEXTS.search(_words(exc)):
+            remedy = "a table of the index of texts is missing: let its owner run kode text-index drop, or rebuild"
         text = f"{remedy} ({code or 'no code'}: {_words(exc)})"
         return CorruptRecordError(place, text) if kind is CorruptRecordError else kind(f"{place}: {text}")
     if isinstance(exc, TimeoutError):

@@ -20,7 +20,7 @@ from kode_core.plugins import TextIndexAction
 from kode_postgres.connection import Connections
 from kode_postgres.schema import Tables
 from kode_postgres.session import Session
-from kode_postgres.text_tables import drop_statements, make_statements
+from kode_postgres.text_tables import drop_statements, lacks_texts, looked_up, make_statements
 from kode_postgres.texts import PAGE, TextSearches, bodies_of, grams_as_text
 
 __all__ = ["Indexing"]
@@ -193,6 +193,27 @@ class Indexing:
             await self._change(session, make_statements(self._tables))
 
         await self._changing(call)
+
+    async def mend(self, missing: Sequence[str]) -> None:
+        """Remove an index of which tables are *missing*: it is of no use, and may make writes of messages fail.
+
+        A store whose user may not remove it logs what the owner has to do.
+        """
+
+        async def call(session: Session) -> None:
+            if (await looked_up(session, self._tables)).missing:
+                await self._change(session, drop_statements(self._tables))
+                log.warning(
+                    "%s: %s of the index of texts was dropped; the rest of the index is removed, and messages are found"
+                    " without it; kode text-index add makes it anew",
+                    self._connections.address,
+                    " and ".join(missing),
+                )
+
+        try:
+            await self._changing(call)
+        except StoreReadOnlyError:
+            log.warning("%s", lacks_texts(self._connections.address, missing))
 
     async def drop(self) -> None:
         """Remove the index."""

@@ -23,6 +23,7 @@ import asyncpg
 from kode_core.authoring.dropped import tables_dropped
 from kode_core.authoring.opening import without_deadline
 from kode_core.errors import (
+    CorruptRecordError,
     SchemaVersionError,
     StorageError,
     StoreBusyError,
@@ -33,6 +34,7 @@ from kode_postgres import schema
 from kode_postgres.errors import is_conflict, is_locked_out
 from kode_postgres.schema import DEFAULT_PREFIX, Step, Tables, make_schema, steps
 from kode_postgres.session import Session
+from kode_postgres.text_tables import lacks_texts, looked_up
 
 __all__ = ["migrate", "probe", "version_of"]
 
@@ -50,21 +52,31 @@ _LIMITS: Final = ("statement_timeout", "idle_in_transaction_session_timeout", "t
 
 
 async def version_of(con: Any, tables: Tables) -> int:
-    """The version of the tables, 0 if there are none."""
+    """The version of the tables, 0 if there are none.
+
+    Raises:
+        CorruptRecordError: it is less than 0.
+    """
     # The statement contains a table: without one, a session may not yet know tables that another session has just
     # created.
     if await con.fetchval("SELECT to_regclass($1)::text FROM pg_catalog.pg_class LIMIT 1", tables.meta) is None:
         return 0
-    return int(await con.fetchval(f"SELECT value FROM {tables.meta} WHERE key = 'schema_version'") or 0)
+    found = int(await con.fetchval(f"SELECT value FROM {tables.meta} WHERE key = 'schema_version'") or 0)
+    if found < 0:
+        raise CorruptRecordError(tables.meta, f"its schema_version is {found}; put back a backup")
+    return found
 
 
-async def _missing(con: Any, tables: Tables) -> list[str]:
-    """The tables that are not there; the statement contains a table for the reason of :func:`version_of`."""
-    return [row[0] for row in await con.fetch(_MISSING, list(schema.table_names(tables)))]
+async def _missing(con: Any, tables: Tables, version: int) -> list[str]:
+    """The tables of a version that are not there.
+
+    The statement contains a table for the reason of :func:`version_of`.
+    """
+    return [row[0] for row in await con.fetch(_MISSING, list(schema.table_names(tables, version)))]
 
 
 async def probe(session: Session, tables: Tables, place: str) -> None:
-    """Check in one statement that all tables exist, and that this server takes writes.
+    """Check that all tables exist, those of the index of texts among them, and that this server takes writes.
 
     Raises:
         StoreUnavailableError: tables were dropped; without the table of the version, the server says so itself.
@@ -75,6 +87,9 @@ async def probe(session: Session, tables: Tables, place: str) -> None:
     )
     if rows:
         raise _dropped(place, tables, [row[0] for row in rows])
+    texts = await looked_up(session, tables)
+    if texts.missing:
+        raise lacks_texts(place, texts.missing)
 
 
 def _dropped(place: str, tables: Tables, names: Sequence[str]) -> StoreUnavailableError:
@@ -106,7 +121,7 @@ async def migrate(con: Any, tables: Tables, place: str, *, create: bool, seconds
     async with asyncio.timeout(seconds), con.transaction(isolation="read_committed"):
         tables.home = await _home(con, tables)
         version = await version_of(con, tables)
-        missing = await _missing(con, tables) if version == len(schema.MIGRATIONS) else []
+        missing = await _missing(con, tables, version) if 0 < version <= len(schema.MIGRATIONS) else []
     if missing:
         raise _dropped(place, tables, missing)
     if version == len(schema.MIGRATIONS):

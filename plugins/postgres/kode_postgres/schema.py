@@ -22,6 +22,8 @@ KEPT_OPS: Final = 16
 DEFAULT_PREFIX: Final = "kode_"
 
 TABLES: Final = ("agents", "infos", "messages", "tool_calls", "docs", "doc_terms", "events", "leases", "followers")
+_SINCE: Final = {"doc_terms": 4}
+"""The versions that made the tables which the first one did not make."""
 OF_TEXTS: Final = ("texts", "text_index")
 """Optional tables: the index of the texts of messages."""
 OF_AN_AGENT: Final = ("infos", "messages", "tool_calls", "docs", "doc_terms", "events")
@@ -336,6 +338,7 @@ def script(options: PostgresOptions, since: int = 0) -> str:
     return "".join(f"BEGIN;\n{''.join(f'{one};{chr(10)}' for one in several)}COMMIT;\n" for several in found)
 
 
-def table_names(tables: Tables, *more: str) -> Sequence[str]:
-    """All tables, by their names in SQL; *more* are the optional ones that there are."""
-    return [tables.qualified(name) for name in (*TABLES, "meta", *more)]
+def table_names(tables: Tables, version: int = SCHEMA_VERSION, *, more: Sequence[str] = ()) -> Sequence[str]:
+    """All tables of a version, by their names in SQL; *more* are the optional ones that there are."""
+    names = (name for name in TABLES if version >= _SINCE.get(name, 1))
+    return [tables.qualified(name) for name in (*names, "meta", *more)]

@@ -5,12 +5,22 @@ They are no part of the schema's versions: stores of versions without them go on
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
+from kode_core.errors import StoreUnavailableError
 from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables
 
-__all__ = ["TRIGGERS", "drop_statements", "make_statements", "text_script"]
+__all__ = [
+    "TRIGGERS",
+    "TextsFound",
+    "drop_statements",
+    "lacks_texts",
+    "looked_up",
+    "make_statements",
+    "text_script",
+]
 
 TRIGGERS: Final = ("write", "truncate")
 
@@ -93,3 +103,41 @@ def text_script(options: PostgresOptions) -> str:
     """The SQL that makes the index, to be run by hand; stores then fill it."""
     made = make_statements(Tables(options.resolved()))
     return f"BEGIN;\n{''.join(f'{one};{chr(10)}' for one in made)}COMMIT;\n"
+
+
+# --- what a database has ----------------------------------------------------------------------------------------------
+
+
+class TextsFound(NamedTuple):
+    """What a database has of the index.
+
+    Attributes:
+        has: whether it has the index.
+        missing: the tables of the index that were dropped, while something of it is left.
+    """
+
+    has: bool = False
+    missing: Sequence[str] = ()
+
+
+async def looked_up(con: Any, tables: Tables) -> TextsFound:
+    """What the database has of the index."""
+    # as for the version: without a table, a session may not yet know tables that another one has just created
+    triggers = ", ".join(f"'{tables.prefix}texts_{of}'" for of in TRIGGERS)
+    (row,) = await con.fetch(
+        "SELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL, EXISTS (SELECT FROM pg_catalog.pg_trigger"
+        f" WHERE tgrelid = to_regclass($3) AND tgname IN ({triggers})) FROM pg_catalog.pg_class LIMIT 1",
+        *(tables.texts, tables.text_index, tables.messages),
+    )
+    names = (tables.texts, tables.text_index)
+    missing = [name for name, is_there in zip(names, row, strict=False) if not is_there] if any(row) else []
+    return TextsFound(row[1] and not missing, missing)
+
+
+def lacks_texts(place: str, missing: Sequence[str]) -> StoreUnavailableError:
+    """The error for an index of which tables were dropped."""
+    verb = "is" if len(missing) == 1 else "are"
+    return StoreUnavailableError(
+        f"{place}: {' and '.join(missing)} of the index of texts {verb} missing, without which messages may not be"
+        " written: let the tables' owner run kode text-index drop, or rebuild"
+    )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
+from pathlib import Path
+from typing import Any, Final
 
 import asyncpg
 import pytest
@@ -14,7 +17,9 @@ from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables, script, statements
 from kode_postgres.testing.servers import Server
 
-from kode_core import StoreReadOnlyError, StoreUnavailableError
+from kode_core import CorruptRecordError, StoreReadOnlyError, StoreUnavailableError
+
+DATA: Final = Path(__file__).parent / "data"
 
 
 @contextlib.asynccontextmanager
@@ -115,6 +120,71 @@ async def test_all_tables_were_dropped(database: str) -> None:
         StoreUnavailableError, match="tables of these names exist, and no kode_meta tells their version"
     ):
         await PostgresStore(database, schema="bots").open()
+
+
+@pytest.mark.parametrize("table", ["leases", "messages"])
+async def test_an_old_store_without_a_table_is_not_migrated(database: str, table: str) -> None:
+    """It is refused before its first step, and stays as it is for the version that made it."""
+    async with connected(database) as con:
+        await con.execute((DATA / "version_1.sql").read_text())
+        await con.execute(f"DROP TABLE kode_{table}")
+    with pytest.raises(StoreUnavailableError, match=f'"kode_{table}" is missing, which "kode_meta" says were made'):
+        await PostgresStore(database).open()
+    async with connected(database) as con:
+        assert await con.fetchval("SELECT value FROM kode_meta WHERE key = 'schema_version'") == 1
+        assert await con.fetchval("SELECT to_regclass('kode_doc_terms')") is None
+        await con.execute("UPDATE kode_meta SET value = -1 WHERE key = 'schema_version'")
+    with pytest.raises(CorruptRecordError, match="its schema_version is -1; put back a backup"):
+        await PostgresStore(database).open()
+
+
+DROPPED = [("texts",), ("text_index",), ("text_index", "texts")]
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("tables", DROPPED, ids="+".join)
+async def test_an_opening_mends_the_index_of_texts(
+    database: str, tables: tuple[str, ...], indexed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The health of a store names the dropped table, and the next one that may make tables removes the rest."""
+    names = [f'"bots"."kode_{table}"' for table in reversed(tables)]
+    async with PostgresStore(database, schema="bots", text_index=True) as store:
+        await store.append_messages("a", samples.messages(2))
+        async with connected(database) as con:
+            await con.execute(f"DROP TABLE {', '.join(names)} CASCADE")
+        health = await store.health_check()
+        assert not health.healthy and f"{' and '.join(names)} of the index of texts" in str(health.database)
+        if "texts" in tables:
+            with pytest.raises(StoreUnavailableError, match="a table of the index of texts is missing: let its owner"):
+                await store.append_messages("a", samples.messages(1))
+        assert await store.load_messages("a") == samples.messages(2)
+    async with PostgresStore(database, schema="bots", create=False) as store:
+        assert not (await store.health_check()).healthy
+    with caplog.at_level(logging.WARNING, "kode_postgres"):
+        async with PostgresStore(database, schema="bots", text_index=indexed) as store:
+            assert f"{' and '.join(names)} of the index of texts was dropped; the rest" in caplog.text
+            assert (await store.health_check()).healthy
+            await store.append_messages("a", [samples.message(text="rare words")])
+            assert len(await store.query_messages(contains="rare words")) == 1
+            assert ((await store.get_metrics()).storage.texts_waiting is not None) == indexed
+    assert len(caplog.records) == 1
+
+
+async def test_a_user_who_may_not_mend_the_index_of_texts(server: Server, database: str, caplog: Any) -> None:
+    """It opens the store, reads, and logs what the owner has to run."""
+    async with PostgresStore(database, schema="bots", text_index=True) as store:
+        await store.append_messages("a", samples.messages(2))
+    async with connected(database) as con:
+        name = f"limited_{database.rpartition('_')[2]}"
+        await con.execute(f"DROP TABLE bots.kode_texts; CREATE ROLE {name} LOGIN PASSWORD 'pw'")
+        await con.execute(f"GRANT USAGE ON SCHEMA bots TO {name}; GRANT ALL ON ALL TABLES IN SCHEMA bots TO {name}")
+    limited = database.replace(server.dsn.split("//")[1].split("@")[0], f"{name}:pw")
+    with caplog.at_level(logging.WARNING, "kode_postgres"):
+        async with PostgresStore(limited, schema="bots") as store:
+            assert await store.load_messages("a") == samples.messages(2)
+            with pytest.raises(StoreUnavailableError, match="let its owner run kode text-index drop, or rebuild"):
+                await store.append_messages("a", samples.messages(1))
+    assert "let the tables' owner run kode text-index drop" in caplog.text
 
 
 async def test_a_user_who_may_not_make_tables(server: Server, database: str) -> None:
