@@ -15,7 +15,7 @@ import msgspec
 
 from kode_core.cursors import is_agent_id, is_int64, make_cursor, parse_cursor
 from kode_core.errors import InvalidArgumentError
-from kode_core.ids import check_agent_id, index_text, nearest, quoted
+from kode_core.ids import can_begin, check_agent_id, index_text, nearest, quoted
 from kode_core.metadata import mapping_of, metadata_index
 from kode_core.model import Json
 from kode_core.model.sessions import AgentStats, Durations, Group, Session, SessionInfo
@@ -255,9 +255,14 @@ class _FilterArguments:
         return wanted[0] if len(wanted) == 1 else tuple(wanted)
 
     def agents(self) -> Wanted | Within | None:
-        """The agent, the agents, or the range of agents, which this library's own commands ask for."""
+        """The agent, the agents, or the range of agents, which this library's own commands ask for.
+
+        A prefix that no id can have finds nothing, so that no engine gets a text that it may not take.
+        """
         given = self.filters.get("agent_id")
-        return given if isinstance(given, Within) else self.any_of("agent_id", _agent_id)
+        if isinstance(given, Within):
+            return given if can_begin(given.prefix) else ()
+        return self.any_of("agent_id", _agent_id)
 
     def where(self, **columns: Callable[[str, Any], Any]) -> tuple[tuple[str, Wanted | bool], ...]:
         """The values of the columns, which have the names of their filters."""

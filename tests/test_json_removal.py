@@ -93,7 +93,7 @@ async def say(store: ExtendedStore, agent_id: str, text: str) -> None:
 @pytest.mark.parametrize("url", ["json:///store", HYBRID])
 @pytest.mark.parametrize("count", [1, 3000])
 async def test_nothing_of_a_replaced_agent_is_stored(url: str, count: int, tmp_path: Path) -> None:
-    """An agent that a copy replaces is gone from the files at once, as a deleted one is, with the bytes cut off them."""
+    """An agent that a copy replaces is gone from the files at once, as a deleted one is, with bytes cut off them."""
     base = tmp_path / "store" if url.startswith("json") else tmp_path / "store" / "files"
     async with create_extended_store(url) as store:
         await say(store, "a", "secret")

@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 import pytest
 from kode_conformance.values import samples
 
-from kode_core import AgentNotFoundError, Message
+from kode_core import AgentNotFoundError, Message, create_extended_store
 from kode_core.backends.memory.engine import MemoryEngine
 from kode_core.cli.known import is_known, require_agent
 from kode_core.engine import Engine
@@ -98,6 +98,23 @@ def test_no_id_begins_with_a_longer_text() -> None:
     assert can_begin("x" * 300) and can_begin("\U0010ffff" * 75)
     for text in ("x" * 301, "\U0010ffff" * 76, "\0", "\ud800"):
         assert not can_begin(text)
+
+
+@pytest.mark.parametrize("url", ["memory:", "json:///store", "sqlite:///a.db"])
+@pytest.mark.parametrize(
+    "prefix", ["x" * 301, "\U0010ffff" * 75, "a\0", "a\ud800"], ids=["long", "last", "nul", "surrogate"]
+)
+async def test_a_range_that_no_id_can_be_in_is_empty(url: str, prefix: str) -> None:
+    """Nothing is found, in a view of a tenant, too, where the prefix has the tenant in front."""
+    async with create_extended_store(url) as store:
+        view = store.scoped("t" * 40)
+        for one in (store, view):
+            await one.save_turn("a", messages=samples.messages(1), info=samples.info("a"))
+            for within in (Within(prefix), Within("b")):
+                assert list(await one.query_sessions(agent_id=within)) == []
+                assert list(await one.query_messages(agent_id=within)) == []
+                assert await one.count_sessions(agent_id=within) == 0
+                assert await one.group_messages("day", agent_id=within) == []
 
 
 def test_the_end_of_a_range_is_above_all_ids() -> None:

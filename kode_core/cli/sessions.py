@@ -32,7 +32,6 @@ from kode_core.cli.output import is_whole, one_line, printed
 from kode_core.cli.queries import fetch_known, report, report_count, run
 from kode_core.cli.tables import table
 from kode_core.cli.times import LocalOption, SinceOption, UntilOption, between, moment, zone
-from kode_core.ids import can_begin
 from kode_core.model import Json
 from kode_core.query import Page, SessionInfo, Within
 
@@ -110,12 +109,12 @@ def sessions(
 
 
 def _whose(agents: list[str] | None, prefix: str | None) -> Within | tuple[str, ...] | None:
-    """The filter of agents; a prefix that none of the named ones has, or no id can have, finds nothing."""
+    """The filter of agents; a prefix that none of the named ones has finds nothing."""
     if not prefix:
         return tuple(agents) if agents else None
     if agents:
         return tuple(one for one in agents if one.startswith(prefix))
-    return Within(prefix) if can_begin(prefix) else ()
+    return Within(prefix)
 
 
 async def _fetch(target: str | None, filters: dict[str, Any], everything: bool) -> Page[SessionInfo]:
