@@ -52,7 +52,7 @@ async def imported(raw: bytes, **how: Any) -> tuple[CopyReport | ArchiveError, d
         return found, await digests(store)
 
 
-@pytest.mark.parametrize("name", ["agents.jsonl", "agents.jsonl.zst"])
+@pytest.mark.parametrize("name", ["agents.jsonl", "agents.jsonl.zst", "agents.jsonl.gz"])
 async def test_an_archive_brings_every_kind_exactly(name: str, tmp_path: Path) -> None:
     given = [full("whole"), hostile("hostile"), *(full(one) for one in HOSTILE_IDS)]
     async with create_extended_store("json:///source") as source, create_extended_store("sqlite:///new.db") as target:
@@ -150,12 +150,13 @@ async def test_damage_of_one_agent_is_passed_over_when_asked() -> None:
             assert there.items() < whole.items() and "agt-0001" not in there
 
 
-async def test_a_compressed_archive_that_is_damaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz"])
+async def test_a_compressed_archive_that_is_damaged(name: str, tmp_path: Path) -> None:
     async with create_extended_store("memory:") as store:
         await fill(store, *agents(30))
-        await export_archive(store, tmp_path / "a.jsonl.zst")
+        await export_archive(store, tmp_path / name)
         whole = await digests(store)
-    raw, rng = (tmp_path / "a.jsonl.zst").read_bytes(), random.Random(3)
+    raw, rng = (tmp_path / name).read_bytes(), random.Random(3)
     assert len(raw) < 100_000
     for _ in range(15):
         at = rng.randrange(4, len(raw))

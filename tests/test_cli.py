@@ -1261,6 +1261,14 @@ CHATS = """{"id": "one", "messages": [{"role": "user", "content": "Hello"}, {"ro
 """
 
 
+def test_an_import_prints_some_of_many_bad_conversations() -> None:
+    """A file of another kind has a million of them."""
+    Path("chats.jsonl").write_text(CHATS + '{"messages": [{"role": "robot", "content": "Hello"}]}\n' * 1_000)
+    out, err = kode("import", "chats.jsonl", "--dry-run", code=1)
+    assert out.splitlines()[1] == "left out 1,001 conversations, of which the first 20 are above"
+    assert err.count("error: chats.jsonl: conversation ") == err.count("\n") == 20
+
+
 def test_import_goes_on_behind_a_bad_conversation() -> None:
     """It is reported, the others are stored, and the exit code is 1; a second time nothing is written."""
     Path("chats.jsonl").write_text(CHATS)

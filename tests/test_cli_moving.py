@@ -35,7 +35,7 @@ async def of(url: str) -> dict[str, str]:
         return await digests(store)
 
 
-@pytest.mark.parametrize("name", ["agents.jsonl", "agents.jsonl.zst"])
+@pytest.mark.parametrize("name", ["agents.jsonl", "agents.jsonl.zst", "agents.jsonl.gz"])
 async def test_export_and_import(name: str, tmp_path: Path) -> None:
     whole = await filled("sqlite:///old.db", 12)
     out, err = kode("export", name, "--store", "sqlite:///old.db", "--report", "out.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import json
 from pathlib import Path
 
@@ -76,7 +77,8 @@ async def test_an_archive(tmp_path: Path) -> None:
         await store.append_messages("a", [Message.user("é")])
         await export_archive(store, path)
         raw = path.read_bytes()
-        assert is_archive(str(a_file(path, codecs.BOM_UTF8 + raw)))
+        assert is_archive(str(a_file(path, gzip.compress(codecs.BOM_UTF8 + raw))))
+        assert is_archive(str(a_file(path, codecs.BOM_UTF8 * 2 + raw)))
         assert (await import_archive(other, path)).is_whole
         assert await other.list(include_without_info=True) == ["a"]
         a_file(path, raw.decode().encode("utf-16"))

@@ -8,14 +8,16 @@ __all__ = ["decoded", "unmarked"]
 
 
 def unmarked(raw: bytes) -> bytes:
-    """The bytes of a text in UTF-8 without its byte order mark.
+    """The bytes of a text in UTF-8 without its byte order mark, of which programs that join files may put several.
 
     Raises:
         UnicodeError: they begin with the mark of UTF-16. The error says what to do, and quotes nothing.
     """
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UnicodeError("it is UTF-16; save it as UTF-8")
-    return raw.removeprefix(codecs.BOM_UTF8)
+    while raw.startswith(codecs.BOM_UTF8):
+        raw = raw.removeprefix(codecs.BOM_UTF8)
+    return raw
 
 
 def decoded(raw: bytes) -> str:

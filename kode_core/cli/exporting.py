@@ -56,8 +56,8 @@ def export(
 ) -> None:
     """Write agents to a file, everything of each, from which kode import brings them into any store.
 
-    The file is an archive of JSON Lines with digests; with the suffix .zst it is compressed. It appears once it is
-    complete. An agent that cannot be read is reported and left out, and the exit code is 1.
+    The file is an archive of JSON Lines with digests; with the suffix .zst or .gz it is compressed. It appears once it
+    is complete. An agent that cannot be read is reported and left out, and the exit code is 1.
 
     --format parquet writes a folder of tables for analysts, which DuckDB, pandas and polars read, and kode import does
     not.

@@ -42,6 +42,8 @@ EXAMPLES: Final = (
     "kode import --from langgraph ./checkpoints.db --dry-run --report report.jsonl",
 )
 
+_SHOWN: Final = 20
+"""The conversations that are left out of which the reason is printed."""
 _ARCHIVE: Final = "archive"
 _CHAT: Final = "openai-chat"
 _SDK: Final = "kode-sdk"
@@ -163,7 +165,8 @@ def import_file(
     counts = run(_import(store, conversations, ChatConverter(template or _CHAT, prefix), replace, dry_run))
     show(Text(f"{'would import' if dry_run else 'imported'} {counts}"))
     if counts.refused:
-        show(Text(f"left out {count(counts.refused, 'conversation')}, see above", "red"))
+        seen = "see above" if counts.refused <= _SHOWN else f"of which the first {_SHOWN} are above"
+        show(Text(f"left out {count(counts.refused, 'conversation')}, {seen}", "red"))
         raise typer.Exit(1)
 
 
@@ -224,6 +227,8 @@ async def _import(
                         counts.known += 1
                 except OF_ONE_AGENT as exc:
                     counts.refused += 1
+                    if counts.refused > _SHOWN:
+                        continue
                     where = "" if isinstance(exc, InvalidArgumentError) else f"{raw.place}: "
                     progress.console.print(Text(f"error: {visible(f'{where}{exc}')}"), soft_wrap=True)
     return counts

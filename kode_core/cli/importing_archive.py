@@ -12,14 +12,14 @@ from kode_core.cli.moving import Told
 from kode_core.cli.opening import open_store
 from kode_core.cli.queries import run
 from kode_core.moving import CopyReport, import_archive
-from kode_core.moving.files import MAGIC
+from kode_core.moving.files import begin_of
 from kode_core.moving.importing import check_header
 from kode_core.moving.outcomes import checked_existing
 
 __all__ = ["import_agents", "is_archive"]
 
 _BEGIN: Final = b'{"kode":'
-_READ: Final = 16
+_READ: Final = 64
 
 
 def is_archive(source: str) -> bool:
@@ -27,11 +27,9 @@ def is_archive(source: str) -> bool:
     if source == "-":
         return True
     try:
-        with Path(source).open("rb") as file:
-            begin = unmarked(file.read(_READ))
+        return unmarked(begin_of(Path(source), _READ)).startswith(_BEGIN)
     except (OSError, UnicodeError):
         return False
-    return begin.startswith((_BEGIN, MAGIC))
 
 
 def import_agents(

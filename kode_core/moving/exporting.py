@@ -52,7 +52,7 @@ async def export_archive(
     Args:
         store: the store to read.
         target: a new file, which appears once it is complete, or a binary file that is open. With the suffix ``.zst``
-            the file is compressed, which needs the extra ``zstd``.
+            the file is compressed with Zstandard, which needs the extra ``zstd``, and with ``.gz`` with gzip.
         backend: the name of the backend, for the header of the archive.
         at_once: the number of agents that are held in memory at the same time.
         on_agent: called with the outcome of each agent.

@@ -1,10 +1,12 @@
-"""The file of an archive: made for its owner and complete or absent, plain or compressed with Zstandard."""
+"""The file of an archive: made for its owner and complete or absent, plain or compressed with Zstandard or gzip."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import os
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from kode_core.authoring.files import make_file, system_error
 from kode_core.authoring.lines import BoundedLines, Line
 from kode_core.errors import ArchiveError, BackendImportError, InvalidArgumentError, KodeError
 
-__all__ = ["LINE_COST", "MAGIC", "MAX_AGENT", "MAX_LINE", "Lines", "Sink", "opened_to_read", "opened_to_write"]
+__all__ = ["LINE_COST", "MAX_AGENT", "MAX_LINE", "Lines", "Sink", "begin_of", "opened_to_read", "opened_to_write"]
 
 MAX_LINE: Final = 2**29
 """The longest line, in bytes. A record with more is left out of exports, and ends an import."""
@@ -24,9 +26,41 @@ MAX_AGENT: Final = 2**31
 LINE_COST: Final = 512
 """The bytes that each line counts for besides its own: a record takes memory, however short it is."""
 MAX_HEADER: Final = 2**20
-MAGIC: Final = b"\x28\xb5\x2f\xfd"
-"""The first bytes of a file that is compressed with Zstandard."""
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_GZIP: Final = b"\x1f\x8b"
 _CHUNK: Final = 2**20
+_LEVEL: Final = 6
+"""Of gzip: its highest, which Python takes by default, makes files that are hardly smaller in twice the time."""
+
+
+def _packing(name: str, raw: IO[bytes]) -> Any:
+    """A file that writes to *raw*, compressed as the suffix of the name says."""
+    if name.endswith(".zst"):
+        return _zstd().open(raw, "wb")
+    if name.endswith(".gz"):
+        return gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0)
+    return raw
+
+
+def _unpacking(raw: Any) -> Any:
+    """A file that reads *raw*, which is compressed or not."""
+    begin = raw.peek(len(_ZSTD))
+    if begin.startswith(_ZSTD):
+        return _zstd().open(raw, "rb")
+    return gzip.GzipFile(fileobj=raw) if begin.startswith(_GZIP) else raw
+
+
+def begin_of(source: Path, most: int) -> bytes:
+    """The first bytes of a file, unpacked.
+
+    Raises:
+        OSError: it cannot be read, or is compressed and damaged.
+    """
+    with source.open("rb") as file:
+        try:
+            return _unpacking(file).read(most)  # type: ignore[no-any-return]
+        except (EOFError, zlib.error) as exc:
+            raise OSError(str(exc)) from None
 
 
 def _zstd() -> Any:
@@ -88,10 +122,11 @@ async def opened_to_write(target: str | Path | IO[bytes]) -> AsyncIterator[Sink]
     try:
         if os.path.lexists(path):
             raise InvalidArgumentError(f"{path} exists already; an export does not overwrite")
-        zstd = _zstd() if path.suffix == ".zst" else None
+        if path.suffix == ".zst":
+            _zstd()  # before a file is made
         with draft_of(path, _make) as draft:
             raw = draft.open("wb")
-            with raw, zstd.open(raw, "wb") if zstd is not None else raw as file:
+            with raw, _packing(path.name, raw) as file:
                 sink = Sink(file)
                 yield sink
                 await sink.flush()
@@ -181,8 +216,7 @@ async def opened_to_read(source: str | Path | IO[bytes], max_line: int = MAX_LIN
         return
     buffered: Any = source if hasattr(source, "peek") else io.BufferedReader(source)
     try:
-        begin = await asyncio.to_thread(buffered.peek, len(MAGIC))
-        yield Lines(_zstd().open(buffered, "rb") if begin[: len(MAGIC)] == MAGIC else buffered, max_line)
+        yield Lines(await asyncio.to_thread(_unpacking, buffered), max_line)
     finally:
         if buffered is not source:
             buffered.detach()
