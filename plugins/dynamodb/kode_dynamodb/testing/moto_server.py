@@ -10,6 +10,8 @@ from typing import Any
 from moto.moto_server.werkzeug_app import create_backend_app
 from werkzeug.serving import WSGIRequestHandler, run_simple
 
+from kode_dynamodb.testing.faster import make_queries_faster
+
 __all__ = ["serve"]
 
 
@@ -24,6 +26,7 @@ class _Handler(WSGIRequestHandler):
 
 def serve(port: int) -> None:
     """Serve on the loopback until killed: many connections, but one call after the other."""
+    make_queries_faster()
     emulator, turn = create_backend_app("dynamodb"), threading.Lock()
 
     def one_at_a_time(environ: Any, start_response: Callable[..., Any]) -> Iterable[bytes]:
