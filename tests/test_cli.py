@@ -1506,6 +1506,14 @@ def test_backup_is_a_store(store: str) -> None:
     assert kode("backup", "saved.db", "--store", store, code=2)[1].startswith("error: ")
 
 
+def test_a_place_below_a_file(store: str) -> None:
+    """The error of a backup and of an export says what is wrong with the path."""
+    Path("plain").touch()
+    for command in ("backup", "export"):
+        _, err = kode(command, "plain/x", "--store", store, code=2)
+        assert "a part of the path is a file, and not a folder" in err
+
+
 def test_an_interrupted_backup_leaves_nothing() -> None:
     """Ctrl-C ends it without a word, and no part of the copy stays."""
     asyncio.run(fill("sqlite:///large.db"))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import codecs
 
-__all__ = ["decoded", "unmarked"]
+__all__ = ["OtherEncodingError", "decoded", "unmarked"]
+
+
+class OtherEncodingError(UnicodeError):
+    """A text is not UTF-8. The error says what to do, and quotes nothing, as errors of Python do."""
 
 
 def unmarked(raw: bytes) -> bytes:
     """The bytes of a text in UTF-8 without its byte order mark, of which programs that join files may put several.
 
     Raises:
-        UnicodeError: they begin with the mark of UTF-16. The error says what to do, and quotes nothing.
+        OtherEncodingError: they begin with the mark of UTF-16.
     """
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UnicodeError("it is UTF-16; save it as UTF-8")
+        raise OtherEncodingError("it is UTF-16; save it as UTF-8")
     while raw.startswith(codecs.BOM_UTF8):
         raw = raw.removeprefix(codecs.BOM_UTF8)
     return raw
@@ -24,9 +28,9 @@ def decoded(raw: bytes) -> str:
     """The text of a file in UTF-8, with a byte order mark or without.
 
     Raises:
-        UnicodeError: it has another encoding. The error says what to do, and quotes nothing.
+        OtherEncodingError: it has another encoding.
     """
     try:
         return unmarked(raw).decode()
     except UnicodeDecodeError:
-        raise UnicodeError("it is not UTF-8") from None
+        raise OtherEncodingError("it is not UTF-8") from None

@@ -45,7 +45,8 @@ _KINDS: Final[dict[int, type[StorageError]]] = {
 def system_error(exc: OSError, problem: str) -> StorageError:
     """The error of this library for one of the system: no room, no permission, or another; *problem* begins it."""
     kind = _KINDS.get(exc.errno or 0, StoreUnavailableError)
-    return kind(f"{problem}: {exc.strerror or exc}")
+    words = "a part of the path is a file, and not a folder" if exc.errno == errno.ENOTDIR else exc.strerror or exc
+    return kind(f"{problem}: {words}")
 
 
 def open_file(path: Path, flags: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kode_core.authoring.encodings import unmarked
+from kode_core.authoring.encodings import OtherEncodingError, unmarked
 from kode_core.codec import Body, decoder_of, digest, from_dict
 from kode_core.errors import ArchiveError, CorruptRecordError, InvalidArgumentError
 from kode_core.jsonvalue import Problem, decode_json, dump
@@ -113,9 +113,10 @@ class Archive:
             raw = unmarked(raw)
             raw.decode()  # a field that is passed over, too
             header: _Header = decoder_of(_Header)(raw)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
-            what = exc if type(exc) is UnicodeError else "it is no header of an archive that kode export writes"
-            raise ArchiveError(1, str(what)) from None
+        except OtherEncodingError as exc:
+            raise ArchiveError(1, str(exc)) from None
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            raise ArchiveError(1, "it is no header of an archive that kode export writes") from None
         if header.kode != "archive":
             raise ArchiveError(1, "it is no header of an archive that kode export writes")
         if header.format != FORMAT:

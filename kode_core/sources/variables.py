@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from kode_core.authoring.encodings import decoded
+from kode_core.authoring.encodings import OtherEncodingError, decoded
 from kode_core.authoring.values import near
 from kode_core.errors import ConfigurationError, PluginError
 from kode_core.ids import nearest
@@ -151,8 +151,10 @@ def _content(variable: str, file: str) -> str:
         text = decoded(content).removesuffix("\n").removesuffix("\r")
     except OSError as exc:
         problem = exc.strerror or "it cannot be read"
-    except ValueError as exc:
-        problem = str(exc) if type(exc) is UnicodeError else "its name is no path"
+    except OtherEncodingError as exc:
+        problem = str(exc)
+    except ValueError:  # it may quote the value, which may be a secret
+        problem = "its name is no path"
     if problem:
         raise ConfigurationError(f"{variable} has to be the path of a file with the value: {problem}")
     if len(content) > _MAX_FILE:

@@ -178,7 +178,7 @@ async def _conflicts(store: ExtendedStore) -> dict[str, Callable[[], Awaitable[o
     return calls
 
 
-class _Held(Layer):
+class _AllHeld(Layer):
     """Holds every engine call up until it is let go."""
 
     def __init__(self, inner: Engine) -> None:
@@ -200,10 +200,10 @@ async def slow_calls_tell_nothing(ctx: Context) -> None:
     """Calls that take longer than a second tell no content of a record to a log, of whatever kind it is and by whatever
     method it is written or looked for; nor do calls that are cancelled while they take long.
     """
-    ears, layers = Ears(), list[_Held]()
+    ears, layers = Ears(), list[_AllHeld]()
 
     def put(engine: Engine) -> Engine:
-        layers.append(_Held(engine))
+        layers.append(_AllHeld(engine))
         return layers[-1]
 
     with overheard([CORE, *ctx.harness.code_of(ctx.store)]) as logged:

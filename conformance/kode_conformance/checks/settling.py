@@ -242,7 +242,7 @@ async def close_waits_for_what_was_cancelled(ctx: Context) -> None:
 # --- every read after every cancelled write ---------------------------------------------------------------------------
 
 
-class _Held(Layer):
+class _HeldCommits(Layer):
     """Holds commits back while it is closed."""
 
     def __init__(self, inner: Engine) -> None:
@@ -271,10 +271,10 @@ async def every_read_sees_how_a_cancelled_write_ended(ctx: Context) -> None:
     """Whatever method reads an agent while a write of any method to it is still under way whose caller was cancelled,
     it waits for the write and sees how it ended: no read gives one thing first, and then another.
     """
-    layers: list[_Held] = []
+    layers: list[_HeldCommits] = []
 
     def holding(engine: Engine) -> Engine:
-        layers.append(_Held(engine))
+        layers.append(_HeldCommits(engine))
         return layers[-1]
 
     store = await ctx.another(holding)
@@ -287,7 +287,7 @@ async def every_read_sees_how_a_cancelled_write_ended(ctx: Context) -> None:
             ctx.true(problem is None, f"{what}, gave something else than now: {problem}")
 
 
-async def _read_under_way(ctx: Context, store: ExtendedStore, held: _Held, write: FencedWrite) -> Any:
+async def _read_under_way(ctx: Context, store: ExtendedStore, held: _HeldCommits, write: FencedWrite) -> Any:
     """The results of the reads that ended before the commit of a cancelled write, and of all later reads."""
     held.came.clear()
     held.is_open.clear()
