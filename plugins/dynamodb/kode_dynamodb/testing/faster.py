@@ -10,6 +10,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
+from moto.dynamodb.comparisons import get_comparison_func
 from moto.dynamodb.models import dynamo_type, table
 
 __all__ = ["make_queries_faster"]
@@ -36,19 +37,29 @@ def _plain_value(value: Any) -> Any:
     return _cast_value(value)
 
 
-def _query_of_few(table: Any, hash_key: Any, *args: Any, **kwargs: Any) -> Any:
+def _query_of_few(table: Any, hash_key: Any, comparison: Any, bounds: Any, *args: Any, **kwargs: Any) -> Any:
     """Query among the items that can be found; the query itself sorts what it finds."""
-    index_name = kwargs.get("index_name", args[6] if len(args) > 6 else None)
-    table.all_items = partial(_items_of, table, None if index_name else hash_key)
+    is_of_index = kwargs.get("index_name", args[4] if len(args) > 4 else None) is not None
+    table.all_items = (
+        partial(_all_items, table) if is_of_index else partial(_found, table, hash_key, comparison, bounds)
+    )
     try:
-        return _query(table, hash_key, *args, **kwargs)
+        return _query(table, hash_key, comparison, bounds, *args, **kwargs)
     finally:
         del table.all_items
 
 
-def _items_of(table: Any, hash_key: Any) -> list[Any]:
-    sets = table.items.values() if hash_key is None else [table.items[hash_key]] if hash_key in table.items else []
-    return [item for items in sets for item in (items.values() if table.range_key_attr else [items])]
+def _all_items(table: Any) -> list[Any]:
+    return [item for some in table.items.values() for item in (some.values() if table.range_key_attr else [some])]
+
+
+def _found(table: Any, hash_key: Any, comparison: Any, bounds: Any) -> list[Any]:
+    """The items of a key, of those in the range alone: the query adds up the size of each that it is given."""
+    items = table.items.get(hash_key, {})
+    if not table.range_key_attr or not comparison:
+        return list(items.values()) if table.range_key_attr else [items] if items else []
+    is_in, values = get_comparison_func(comparison), [one.cast_value for one in bounds]
+    return [item for key, item in items.items() if is_in(key.cast_value, *values)]
 
 
 def _sorted_items(table: Any, hash_keys: list[str], range_keys: list[str | None], items: list[Any]) -> list[Any]:
