@@ -46,7 +46,7 @@ class ServerFacts(NamedTuple):
         pooled: True if each statement needs a transaction, because a pooler is in between or sessions have another
             isolation level.
         settings: the settings of the sessions that the store opens.
-        texts: what the database has of the index of texts.
+        texts: the state of the index of texts in the database.
     """
 
     clock: ServerClock
@@ -65,7 +65,7 @@ class Connections:
     Attributes:
         clock: the server's clock.
         pooled: True if each statement gets an explicit transaction.
-        texts: what the database had of the index of texts when the store was opened.
+        texts: the state of the index of texts when the store was opened.
         connect: opens a connection outside the pool; None if it would be of no use.
         answer_s: how long to wait for an answer.
         connect_s: how long to wait for a server that does not answer or is starting.

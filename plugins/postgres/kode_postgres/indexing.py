@@ -197,7 +197,7 @@ class Indexing:
     async def mend(self, missing: Sequence[str]) -> None:
         """Remove an index of which tables are *missing*: it is of no use, and may make writes of messages fail.
 
-        A store whose user may not remove it logs what the owner has to do.
+        A store whose user may not remove it logs the command for the owner.
         """
 
         async def call(session: Session) -> None:

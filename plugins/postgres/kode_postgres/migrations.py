@@ -76,7 +76,7 @@ async def _missing(con: Any, tables: Tables, version: int) -> list[str]:
 
 
 async def probe(session: Session, tables: Tables, place: str) -> None:
-    """Check that all tables exist, those of the index of texts among them, and that this server takes writes.
+    """Check that all tables exist, with the tables of the index of texts, and that this server takes writes.
 
     Raises:
         StoreUnavailableError: tables were dropped; without the table of the version, the server says so itself.

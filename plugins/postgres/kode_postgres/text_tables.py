@@ -105,11 +105,11 @@ def text_script(options: PostgresOptions) -> str:
     return f"BEGIN;\n{''.join(f'{one};{chr(10)}' for one in made)}COMMIT;\n"
 
 
-# --- what a database has ----------------------------------------------------------------------------------------------
+# --- the state of the index -------------------------------------------------------------------------------------------
 
 
 class TextsFound(NamedTuple):
-    """What a database has of the index.
+    """The state of the index in a database.
 
     Attributes:
         has: whether it has the index.
@@ -121,7 +121,7 @@ class TextsFound(NamedTuple):
 
 
 async def looked_up(con: Any, tables: Tables) -> TextsFound:
-    """What the database has of the index."""
+    """The state of the index in the database."""
     # as for the version: without a table, a session may not yet know tables that another one has just created
     triggers = ", ".join(f"'{tables.prefix}texts_{of}'" for of in TRIGGERS)
     (row,) = await con.fetch(

@@ -218,7 +218,7 @@ def _take_step(db: sqlite3.Connection, path: str, terms: Terms) -> bool:
 
 
 def _see_beginning(db: sqlite3.Connection, path: str, progress: MigrationProgress) -> None:
-    """Refuse to begin where the tables are not those of the version."""
+    """Refuse to begin where the tables do not belong to the version."""
     if progress.step is not None:
         return
     if progress.version:

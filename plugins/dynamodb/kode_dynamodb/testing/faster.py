@@ -38,7 +38,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def _query_of_few(table: Any, hash_key: Any, comparison: Any, bounds: Any, *args: Any, **kwargs: Any) -> Any:
-    """Query among the items that can be found; the query itself sorts what it finds."""
+    """Query among the items that can be found. The query itself sorts them."""
     is_of_index = kwargs.get("index_name", args[4] if len(args) > 4 else None) is not None
     table.all_items = (
         partial(_all_items, table) if is_of_index else partial(_found, table, hash_key, comparison, bounds)
