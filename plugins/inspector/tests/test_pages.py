@@ -17,6 +17,9 @@ import pytest
 from kode_conformance.harness import Space, find_harness
 from kode_conformance.servers import NoServerError
 from kode_inspector import create_app
+from kode_inspector.forms import session_form
+from kode_inspector.pages.lists import _found
+from starlette.datastructures import QueryParams
 
 from kode_core import (
     AgentInfo,
@@ -27,7 +30,11 @@ from kode_core import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from kode_core.backends.memory.engine import MemoryEngine
+from kode_core.engine import Engine
+from kode_core.layers import Layer
 from kode_core.query import MessageFilter
+from kode_core.store.facade import EngineStore
 from plugins.inspector.tests.conftest import fill
 from plugins.inspector.tests.filling import HOSTILE_IDS, MARKUP, PNG, conversation, hostile
 from plugins.inspector.tests.serving import Served, served
@@ -81,6 +88,29 @@ def test_sessions_come_in_pages(url: str) -> None:
                 following = re.search(r'rel="next" href="([^"]+)"', text)
                 path = following[1].replace("&amp;", "&") if following else None
             assert len(seen) == len(set(seen)) == number
+
+
+class NoRanges(Layer):
+    """Finds no ranges of agents, as an engine of a third party may."""
+
+    finds_within = False
+
+
+async def test_pages_of_a_prefix_without_ranges() -> None:
+    """A store whose engine finds no ranges of agents has the same pages."""
+
+    async def opened() -> Engine:
+        return NoRanges(MemoryEngine())
+
+    async with EngineStore(opened) as store:
+        for i in range(25):
+            await store.save_info(f"a-{i:03}", AgentInfo(agent_id=f"a-{i:03}", template_id="t"))
+        seen, following = list[str](), "/?id=a-"
+        while following:
+            page, link = await _found(store, session_form(QueryParams(following.partition("?")[2])), 10)
+            seen += [session.agent_id for session in page]
+            following = link or ""
+        assert sorted(seen) == [f"a-{i:03}" for i in range(25)]
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from kode_core import (
     StoredMessage,
     ToolResultBlock,
     ToolUseBlock,
+    UnsupportedError,
     now_ms,
 )
+from kode_core.query import Within
 from kode_inspector.conversation import status_of
 from kode_inspector.forms import STATES, Form, call_form, message_form, session_form
 from kode_inspector.rendering import inspector_of, render
@@ -67,9 +69,20 @@ async def _found(store: ExtendedStore, form: Form, size: int) -> tuple[Page[Sess
     """A page of sessions and the address of the next one."""
     filters: dict[str, Any] = {"sort_by": "updated_at"} | form.filters
     first = filters.pop("from", 0)
-    if not form["id"]:
-        page = await store.query_sessions(limit=size, **filters)
-        return page, page.next_cursor and link("/", **form.link_values(), cursor=page.next_cursor)
+    within: dict[str, Any] = {"agent_id": Within(form["id"])} if form["id"] else {}
+    try:
+        page = await store.query_sessions(limit=size, **within, **filters)
+    except UnsupportedError:
+        if not within:
+            raise
+        return await _found_among_ids(store, form, first, size, filters)
+    return page, page.next_cursor and link("/", **form.link_values(), cursor=page.next_cursor)
+
+
+async def _found_among_ids(
+    store: ExtendedStore, form: Form, first: int, size: int, filters: dict[str, Any]
+) -> tuple[Page[SessionInfo], str | None]:
+    """A page of a store whose engine finds no ranges of agents: all ids are listed, and some of them looked up."""
     filters.pop("cursor", None)
     ids = await store.list(form["id"])
     some = ids[first : first + size]
