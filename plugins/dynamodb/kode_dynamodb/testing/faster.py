@@ -6,9 +6,10 @@ at their type several times for each comparison. A page of a large list then tak
 
 from __future__ import annotations
 
+import inspect
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from moto.dynamodb.comparisons import get_comparison_func
 from moto.dynamodb.models import dynamo_type, table
@@ -18,11 +19,20 @@ __all__ = ["make_queries_faster"]
 _Table: Any = table.Table
 _Value: Any = dynamo_type.DynamoType
 _query = _Table.query
+_PARAMETERS: Final = (
+    *("self", "hash_key", "range_comparison", "range_objs", "limit", "exclusive_start_key"),
+    *("scan_index_forward", "projection_expressions", "index_name"),
+)
 _cast_value = _Value.cast_value.fget
 
 
 def make_queries_faster() -> None:
-    """Replace the slow methods, in this process. Queries must come one after the other."""
+    """Replace the slow methods, in this process. Queries must come one after the other.
+
+    A moto whose methods are others stays as it is.
+    """
+    if tuple(inspect.signature(_query).parameters)[:9] != _PARAMETERS or not hasattr(_Table, "all_items"):
+        return
     _Table.query = _query_of_few
     _Table.sorted_items = _sorted_items
     _Value.cast_value = property(_plain_value)
