@@ -9,6 +9,7 @@ import pytest
 from kode_conformance.values import samples
 
 from kode_core import CorruptRecordError, ExtendedStore, LockLostError, copy_store, create_extended_store
+from kode_core.backends.json_files import journal as journals
 
 FILE = Path("store/a.jsonl")
 
@@ -106,6 +107,28 @@ async def test_nothing_of_a_replaced_agent_is_stored(url: str, count: int, tmp_p
     async with create_extended_store(url) as store:
         assert await store.load_messages("a") == samples.messages(count)
         assert (await store.check_consistency()).issues == ()
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+async def test_a_replaced_agent_goes_with_a_later_write(reopened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later write, of any process, compacts the file if that failed or the process was killed."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    async with create_extended_store("memory:") as source, create_extended_store("json:///store") as store:
+        await say(store, "a", "secret")
+        await source.append_messages("a", samples.messages(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(journals, "write_state", fail)
+            await copy_store(source, store, existing="replace")
+        assert b"secret" in FILE.read_bytes()
+        for _ in range(0 if reopened else 8):
+            await store.append_messages("a", samples.messages(1))
+    async with create_extended_store("json:///store") as store:
+        await store.append_messages("a", samples.messages(1))
+        assert len(await store.load_messages("a")) == (2 if reopened else 10)
+    assert b"secret" not in FILE.read_bytes()
 
 
 async def test_replaces_again_and_again_do_not_grow_the_file() -> None:

@@ -301,28 +301,29 @@ class Folder:
         outcome = base.outcome(batch)
         if batch.delete or not batch.is_empty:
             journal.append(Frame("apply", base.stamped(batch), outcome), durable=self.durable)
-            self.tidy(stripe, journal, replaced=batch.delete)
+            self.tidy(stripe, journal)
         return outcome
 
-    def tidy(self, stripe: Stripe, journal: Journal, *, replaced: bool) -> None:
-        """Remove the file of an agent with no contents left; compact a file that is mostly history, or whose agent was
-        *replaced*, so that the file holds nothing of the deleted agent.
+    def tidy(self, stripe: Stripe, journal: Journal) -> None:
+        """Remove the file of an agent with no contents left; compact a file that is mostly history, or that holds an
+        agent which was replaced since.
 
         The write before it is complete: a failure here is logged, and the work is tried again later.
         """
         try:
-            self._tidy(stripe, journal, replaced)
-        except (OSError, StorageError) as exc:
+            self._tidy(stripe, journal)
+        except (OSError, StorageError, MemoryError) as exc:
             _log.warning("%s could not be tidied: %s", journal.path, exc)
-            journal.compact_at = 2 * journal.end
+            journal.compact_at, journal.replaced_at = 2 * journal.end, journal.end + journal.end // 8
 
-    def _tidy(self, stripe: Stripe, journal: Journal, replaced: bool) -> None:
+    def _tidy(self, stripe: Stripe, journal: Journal) -> None:
         log = journal.state.log
         if journal.state.is_empty and journal.prepared is None:
             stripe.raise_to(journal.state.log.next_offset)
             self._unlink(journal)
-        elif replaced:
+        elif journal.is_replaced and journal.end > journal.replaced_at and journal.prepared is None:
             journal.compact(durable=self.durable)
+            journal.replaced_at = 0
             self._unlink_cuts(journal)
         elif (journal.end > journal.compact_at or log.dropped > len(log)) and journal.prepared is None:
             live = journal.live_bytes
@@ -360,7 +361,7 @@ class Folder:
             outcome = base.outcome(batch) if committed else None
             decision = Frame("commit" if committed else "abort", None, outcome)
             journal.append(decision, durable=False, marked=not self.durable)
-            self.tidy(stripe, journal, replaced=committed and batch.delete)
+            self.tidy(stripe, journal)
         return outcome or Applied()
 
     # --- leases

@@ -81,6 +81,8 @@ class Journal:
         self._mode = mode
         self.turn = threading.Lock()
         self.compact_at = COMPACT_FROM
+        self.replaced_at = 0
+        """The size beyond which a file that holds a replaced agent is compacted: larger after a failure."""
         self.owner = agent_of(path.name.removesuffix(".jsonl"))
         """The agent that the file's name stands for; None for a long name until a caller asks with the id."""
         self.forget()
@@ -91,6 +93,7 @@ class Journal:
         self.end = 0
         self.state = AgentState("", 1, ByteRanges())
         self.prepared: Batch | None = None
+        self.is_replaced = False
         self._line: FirstLine | None = None
         self._last = 0
         self._known: Signature | None = None
@@ -246,6 +249,7 @@ class Journal:
                 return
         assert batch is not None
         if batch.delete:
+            self.is_replaced = True
             self.state = AgentState(self.state.agent_id, self.state.log.next_offset, ByteRanges())
         self.state.apply(batch, frame.outcome or self.state.outcome(batch))
 
