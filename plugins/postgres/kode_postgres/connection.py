@@ -20,7 +20,6 @@ from kode_core.errors import (
 from kode_postgres.errors import is_lost, is_read_only, to_kode_error
 from kode_postgres.options import PostgresOptions
 from kode_postgres.session import Doubt, ServerClock, Session
-from kode_postgres.text_tables import TextsFound
 from kode_postgres.trouble import AgainError, LostError, Trouble, locked_s
 
 __all__ = ["Connections", "ServerFacts"]
@@ -46,13 +45,13 @@ class ServerFacts(NamedTuple):
         pooled: True if each statement needs a transaction, because a pooler is in between or sessions have another
             isolation level.
         settings: the settings of the sessions that the store opens.
-        texts: the state of the index of texts in the database.
+        has_texts: True if the database has the index of texts.
     """
 
     clock: ServerClock
     pooled: bool
     settings: Mapping[str, str]
-    texts: TextsFound = TextsFound()
+    has_texts: bool = False
 
 
 class Connections:
@@ -65,7 +64,7 @@ class Connections:
     Attributes:
         clock: the server's clock.
         pooled: True if each statement gets an explicit transaction.
-        texts: the state of the index of texts when the store was opened.
+        has_texts: True if the database had the index of texts when the store was opened.
         connect: opens a connection outside the pool; None if it would be of no use.
         answer_s: how long to wait for an answer.
         connect_s: how long to wait for a server that does not answer or is starting.
@@ -82,7 +81,7 @@ class Connections:
         self.connect = connect
         self.clock = found.clock
         self.pooled = found.pooled
-        self.texts = found.texts
+        self.has_texts = found.has_texts
         self.address = options.address
         self.max: int = pool.get_max_size()
         self.answer_s = options.command_timeout_millis / 1000

@@ -29,6 +29,7 @@ from kode_postgres.options import PostgresOptions
 from kode_postgres.reads import Reads
 from kode_postgres.schema import Tables
 from kode_postgres.session import Session
+from kode_postgres.text_tables import see_texts
 from kode_postgres.texts import TextsSeen
 from kode_postgres.watch import Listener
 
@@ -80,7 +81,7 @@ class PostgresEngine:
     def __init__(self, connections: Connections, tables: Tables, *, durable: bool) -> None:
         self.tables = tables
         self.connections = connections
-        self.reads = Reads(tables, TextsSeen(has=connections.texts.has))
+        self.reads = Reads(tables, TextsSeen(has=connections.has_texts))
         self.indexing = Indexing(connections, tables, self.reads)
         self._doubts = Doubts(connections)
         self._doubtful_leases = Doubts(connections)
@@ -99,11 +100,11 @@ class PostgresEngine:
         tables = Tables(options)
         connections = await open_connections(options, tables)
         engine = cls(connections, tables, durable=options.durability == "full")
-        if connections.texts.missing or (options.text_index and not connections.texts.has):
+        if options.text_index:
             try:
-                if connections.texts.missing and options.create:
-                    await engine.indexing.mend(connections.texts.missing)
-                if options.text_index:
+                if connections.has_texts:
+                    await connections.read(lambda session: see_texts(session, tables, connections.address))
+                else:
                     await engine.indexing.add(create=options.create)
             except BaseException:
                 await asyncio.shield(engine.close())

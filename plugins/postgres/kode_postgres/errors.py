@@ -83,7 +83,7 @@ _ENDED: Final = ("25P03", _TOO_LONG, "57P01", "57P02", "57P05", "08")
 _CONFLICT: Final = ("40001", "40P01")
 
 
-_OF_TEXTS: Final = re.compile(r'text(s|_index)"')
+_OF_TEXTS: Final = re.compile(r"text(s|_index)\W")
 
 
 def _code(exc: BaseException) -> str:

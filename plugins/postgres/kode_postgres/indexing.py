@@ -20,7 +20,7 @@ from kode_core.plugins import TextIndexAction
 from kode_postgres.connection import Connections
 from kode_postgres.schema import Tables
 from kode_postgres.session import Session
-from kode_postgres.text_tables import drop_statements, lacks_texts, looked_up, make_statements
+from kode_postgres.text_tables import drop_statements, make_statements, see_texts
 from kode_postgres.texts import PAGE, TextSearches, bodies_of, grams_as_text
 
 __all__ = ["Indexing"]
@@ -179,11 +179,13 @@ class Indexing:
         """Make the index if there is none; its messages come afterwards.
 
         Raises:
-            StoreUnavailableError: there is none, and *create* forbids to make it.
+            StoreUnavailableError: there is none, and *create* forbids to make it; or tables of it are missing.
             StoreReadOnlyError: the user may make no tables or no triggers.
         """
 
         async def call(session: Session) -> None:
+            await self._lock(session)  # another store may just make it
+            await see_texts(session, self._tables, self._connections.address)
             if await self._searches.has_texts(session):
                 return
             if not create:
@@ -193,27 +195,6 @@ class Indexing:
             await self._change(session, make_statements(self._tables))
 
         await self._changing(call)
-
-    async def mend(self, missing: Sequence[str]) -> None:
-        """Remove an index of which tables are *missing*: it is of no use, and may make writes of messages fail.
-
-        A store whose user may not remove it logs the command for the owner.
-        """
-
-        async def call(session: Session) -> None:
-            if (await looked_up(session, self._tables)).missing:
-                await self._change(session, drop_statements(self._tables))
-                log.warning(
-                    "%s: %s of the index of texts was dropped; the rest of the index is removed, and messages are found"
-                    " without it; kode text-index add makes it anew",
-                    self._connections.address,
-                    " and ".join(missing),
-                )
-
-        try:
-            await self._changing(call)
-        except StoreReadOnlyError:
-            log.warning("%s", lacks_texts(self._connections.address, missing))
 
     async def drop(self) -> None:
         """Remove the index."""
@@ -237,8 +218,11 @@ class Indexing:
         except StoreReadOnlyError as exc:
             raise StoreReadOnlyError(f"{exc}; {self._remedy}") from exc
 
-    async def _change(self, session: Session, statements: Sequence[str]) -> None:
+    async def _lock(self, session: Session) -> None:
         await session.fetch("SELECT pg_advisory_xact_lock(hashtextextended($1, 21))", self._key)
+
+    async def _change(self, session: Session, statements: Sequence[str]) -> None:
+        await self._lock(session)
         for statement in statements:
             await session.fetch(statement)
         await self._searches.has_texts(session)

@@ -34,7 +34,7 @@ from kode_postgres import schema
 from kode_postgres.errors import is_conflict, is_locked_out
 from kode_postgres.schema import DEFAULT_PREFIX, Step, Tables, make_schema, steps
 from kode_postgres.session import Session
-from kode_postgres.text_tables import lacks_texts, looked_up
+from kode_postgres.text_tables import see_texts
 
 __all__ = ["migrate", "probe", "version_of"]
 
@@ -87,9 +87,7 @@ async def probe(session: Session, tables: Tables, place: str) -> None:
     )
     if rows:
         raise _dropped(place, tables, [row[0] for row in rows])
-    texts = await looked_up(session, tables)
-    if texts.missing:
-        raise lacks_texts(place, texts.missing)
+    await see_texts(session, tables, place)
 
 
 def _dropped(place: str, tables: Tables, names: Sequence[str]) -> StoreUnavailableError:

@@ -23,7 +23,7 @@ from kode_postgres.schema import Tables
 from kode_postgres.session import ServerClock, limits
 from kode_postgres.statements import NOW
 from kode_postgres.target import target_of
-from kode_postgres.text_tables import looked_up
+from kode_postgres.texts import looked_up
 
 __all__ = ["has_tables", "open_connections"]
 
@@ -136,10 +136,10 @@ async def _prepare(con: Any, options: PostgresOptions, tables: Tables) -> Server
     async with asyncio.timeout(seconds):
         pooled = bool(process != con.get_server_pid())
         async with con.transaction(isolation="read_committed"):
-            texts = await looked_up(con, tables)
+            has_texts = await looked_up(con, tables)
         if options.pool is not None:  # its sessions stay unchanged
-            return ServerFacts(clock, pooled or isolation != "read committed", {}, texts)
-        return ServerFacts(clock, pooled, {} if pooled else await _settings(con, options, version), texts)
+            return ServerFacts(clock, pooled or isolation != "read committed", {}, has_texts)
+        return ServerFacts(clock, pooled, {} if pooled else await _settings(con, options, version), has_texts)
 
 
 async def _see_names(pool: Any, options: PostgresOptions) -> None:

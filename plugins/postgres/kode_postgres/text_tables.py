@@ -5,8 +5,7 @@ They are no part of the schema's versions: stores of versions without them go on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from kode_core.errors import StoreUnavailableError
 from kode_postgres.options import PostgresOptions
@@ -14,11 +13,9 @@ from kode_postgres.schema import Tables
 
 __all__ = [
     "TRIGGERS",
-    "TextsFound",
     "drop_statements",
-    "lacks_texts",
-    "looked_up",
     "make_statements",
+    "see_texts",
     "text_script",
 ]
 
@@ -108,36 +105,22 @@ def text_script(options: PostgresOptions) -> str:
 # --- the state of the index -------------------------------------------------------------------------------------------
 
 
-class TextsFound(NamedTuple):
-    """The state of the index in a database.
+async def see_texts(con: Any, tables: Tables, place: str) -> None:
+    """Look for the tables of the index while its triggers are there: without one, messages may not be written.
 
-    Attributes:
-        has: whether it has the index.
-        missing: the tables of the index that were dropped, while something of it is left.
+    Raises:
+        StoreUnavailableError: tables are missing.
     """
-
-    has: bool = False
-    missing: Sequence[str] = ()
-
-
-async def looked_up(con: Any, tables: Tables) -> TextsFound:
-    """The state of the index in the database."""
-    # as for the version: without a table, a session may not yet know tables that another one has just created
     triggers = ", ".join(f"'{tables.prefix}texts_{of}'" for of in TRIGGERS)
-    (row,) = await con.fetch(
-        "SELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL, EXISTS (SELECT FROM pg_catalog.pg_trigger"
-        f" WHERE tgrelid = to_regclass($3) AND tgname IN ({triggers})) FROM pg_catalog.pg_class LIMIT 1",
-        *(tables.texts, tables.text_index, tables.messages),
+    rows = await con.fetch(
+        "SELECT name FROM unnest($1::text[]) name WHERE to_regclass(name) IS NULL AND EXISTS (SELECT"
+        f" FROM pg_catalog.pg_trigger WHERE tgrelid = to_regclass($2) AND tgname IN ({triggers}))",
+        [tables.texts, tables.text_index],
+        tables.messages,
     )
-    names = (tables.texts, tables.text_index)
-    missing = [name for name, is_there in zip(names, row, strict=False) if not is_there] if any(row) else []
-    return TextsFound(row[1] and not missing, missing)
-
-
-def lacks_texts(place: str, missing: Sequence[str]) -> StoreUnavailableError:
-    """The error for an index of which tables were dropped."""
-    verb = "is" if len(missing) == 1 else "are"
-    return StoreUnavailableError(
-        f"{place}: {' and '.join(missing)} of the index of texts {verb} missing, without which messages may not be"
-        " written: let the tables' owner run kode text-index drop, or rebuild"
-    )
+    if rows:
+        verb = "is" if len(rows) == 1 else "are"
+        raise StoreUnavailableError(
+            f"{place}: {' and '.join(row[0] for row in rows)} of the index of texts {verb} missing, without which"
+            " messages may not be written: let the tables' owner run kode text-index drop, or rebuild"
+        )

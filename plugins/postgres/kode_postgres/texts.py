@@ -28,7 +28,7 @@ from kode_postgres.schema import OF_TEXTS, Tables, table_names
 from kode_postgres.session import Session
 from kode_postgres.text_tables import TRIGGERS
 
-__all__ = ["NO_INDEX", "PAGE", "TextSearches", "TextsSeen", "bodies_of", "grams_as_text", "hashes"]
+__all__ = ["NO_INDEX", "PAGE", "TextSearches", "TextsSeen", "bodies_of", "grams_as_text", "hashes", "looked_up"]
 
 NO_INDEX: Final = (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError)
 """The index was removed meanwhile, or the store's user may not use it."""
@@ -63,6 +63,13 @@ class TextsSeen:
     def is_recent(self) -> bool:
         """Whether there is no need to look again."""
         return time.monotonic() < self._until
+
+
+async def looked_up(con: Any, tables: Tables) -> bool:
+    """Whether the database has the index."""
+    # as for the version: without a table, a session may not yet know tables that another one has just created
+    statement = "SELECT to_regclass($1)::text FROM pg_catalog.pg_class LIMIT 1"
+    return await con.fetchval(statement, tables.text_index) is not None
 
 
 def hashes(grams: Iterable[str]) -> list[int]:

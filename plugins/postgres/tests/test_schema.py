@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 import pytest
@@ -138,53 +139,63 @@ async def test_an_old_store_without_a_table_is_not_migrated(database: str, table
         await PostgresStore(database).open()
 
 
-DROPPED = [("texts",), ("text_index",), ("text_index", "texts")]
+DROPPED = [("texts",), ("text_index",), ("texts", "text_index")]
 
 
-@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("action", ["drop", "rebuild"])
 @pytest.mark.parametrize("tables", DROPPED, ids="+".join)
-async def test_an_opening_mends_the_index_of_texts(
-    database: str, tables: tuple[str, ...], indexed: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The health of a store names the dropped table, and the next one that may make tables removes the rest."""
-    names = [f'"bots"."kode_{table}"' for table in reversed(tables)]
+async def test_an_index_of_texts_without_a_table(database: str, tables: tuple[str, ...], action: str) -> None:
+    """The health names the table and the commands that mend the index, and no opening removes anything."""
+    names = [f'"bots"."kode_{table}"' for table in tables]
+    said = f"{' and '.join(names)} of the index of texts {'is' if len(names) == 1 else 'are'} missing"
     async with PostgresStore(database, schema="bots", text_index=True) as store:
         await store.append_messages("a", samples.messages(2))
         async with connected(database) as con:
             await con.execute(f"DROP TABLE {', '.join(names)} CASCADE")
-        health = await store.health_check()
-        assert not health.healthy and f"{' and '.join(names)} of the index of texts" in str(health.database)
-        if "texts" in tables:
-            with pytest.raises(StoreUnavailableError, match="a table of the index of texts is missing: let its owner"):
-                await store.append_messages("a", samples.messages(1))
-        assert await store.load_messages("a") == samples.messages(2)
-    async with PostgresStore(database, schema="bots", create=False) as store:
-        assert not (await store.health_check()).healthy
-    with caplog.at_level(logging.WARNING, "kode_postgres"):
-        async with PostgresStore(database, schema="bots", text_index=indexed) as store:
-            assert f"{' and '.join(names)} of the index of texts was dropped; the rest" in caplog.text
-            assert (await store.health_check()).healthy
-            await store.append_messages("a", [samples.message(text="rare words")])
-            assert len(await store.query_messages(contains="rare words")) == 1
-            assert ((await store.get_metrics()).storage.texts_waiting is not None) == indexed
-    assert len(caplog.records) == 1
+        for one in (store, PostgresStore(database, schema="bots")):
+            health = await one.health_check()
+            assert not health.healthy and said in str(health.database)
+            if "texts" in tables:
+                with pytest.raises(StoreUnavailableError, match="run kode text-index drop, or rebuild"):
+                    await one.append_messages("a", samples.messages(1))
+            assert await one.load_messages("a") == samples.messages(2)
+            await one.close()
+    with pytest.raises(StoreUnavailableError, match="let the tables' owner run kode text-index drop, or rebuild"):
+        await PostgresStore(database, schema="bots", text_index=True).open()
+    url = f"{database}?schema=bots"
+    command = [sys.executable, "-m", "kode_core.cli", "text-index", action, "--store", url]
+    run = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    async with PostgresStore(database, schema="bots") as store:
+        assert (await store.health_check()).healthy
+        await store.append_messages("a", [samples.message(text="rare words")])
+        assert len(await store.query_messages(contains="rare words")) == 1
+        assert ((await store.get_metrics()).storage.texts_waiting is not None) == (action == "rebuild")
 
 
-async def test_a_user_who_may_not_mend_the_index_of_texts(server: Server, database: str, caplog: Any) -> None:
-    """It opens the store, reads, and logs what the owner has to run."""
-    async with PostgresStore(database, schema="bots", text_index=True) as store:
-        await store.append_messages("a", samples.messages(2))
-    async with connected(database) as con:
-        name = f"limited_{database.rpartition('_')[2]}"
-        await con.execute(f"DROP TABLE bots.kode_texts; CREATE ROLE {name} LOGIN PASSWORD 'pw'")
-        await con.execute(f"GRANT USAGE ON SCHEMA bots TO {name}; GRANT ALL ON ALL TABLES IN SCHEMA bots TO {name}")
-    limited = database.replace(server.dsn.split("//")[1].split("@")[0], f"{name}:pw")
-    with caplog.at_level(logging.WARNING, "kode_postgres"):
-        async with PostgresStore(limited, schema="bots") as store:
-            assert await store.load_messages("a") == samples.messages(2)
-            with pytest.raises(StoreUnavailableError, match="let its owner run kode text-index drop, or rebuild"):
-                await store.append_messages("a", samples.messages(1))
-    assert "let the tables' owner run kode text-index drop" in caplog.text
+async def test_a_table_of_another_program_with_a_name_of_the_index(database: str) -> None:
+    """It is left alone, and the store is healthy."""
+    async with PostgresStore(database, schema="bots") as store:
+        async with connected(database) as con:
+            await con.execute("CREATE TABLE bots.kode_texts (mine text)")
+            await con.execute("INSERT INTO bots.kode_texts VALUES ('precious')")
+        assert (await store.health_check()).healthy
+        await store.append_messages("a", samples.messages(1))
+    async with PostgresStore(database, schema="bots"), connected(database) as con:
+        assert await con.fetchval("SELECT mine FROM bots.kode_texts") == "precious"
+
+
+async def test_many_make_one_index_of_texts(database: str) -> None:
+    """Stores that are opened at once, and want an index, all open (OPS-7)."""
+    async with PostgresStore(database) as store:
+        await store.append_messages("a", samples.messages(3))
+    for _ in range(3):
+        stores = [PostgresStore(database, text_index=True, max=2) for _ in range(6)]
+        await asyncio.gather(*(one.open() for one in stores))
+        await asyncio.gather(*(one.close() for one in stores))
+        async with connected(database) as con:
+            assert await con.fetchval("SELECT count(*) FROM kode_text_index") == 1
+            await con.execute("DROP TABLE kode_text_index, kode_texts CASCADE; DROP FUNCTION kode_texts_note CASCADE")
 
 
 async def test_a_user_who_may_not_make_tables(server: Server, database: str) -> None:

@@ -115,10 +115,11 @@ class SqliteEngine:
         engine = cls(options, writer)
         try:
             with without_deadline():
-                if await do_long(writer, lambda db, call, tell: call(db, tell), engine._migrate, unwatched):
-                    await engine.change_texts(texts.mend)
-                if options.text_index and await engine.texts_waiting() is None:
-                    await engine.change_texts(texts.add)
+                await do_long(writer, lambda db, call, tell: call(db, tell), engine._migrate, unwatched)
+                if options.text_index:
+                    await engine._read(engine._see_tables)
+                    if await engine.texts_waiting() is None:
+                        await engine.change_texts(texts.add)
         except BaseException:
             try:
                 await asyncio.shield(writer.close())
@@ -127,15 +128,11 @@ class SqliteEngine:
             raise
         return engine
 
-    def _migrate(self, db: sqlite3.Connection, tell: Tell) -> list[str]:
-        """Bring the tables to this version, and return the parts that the index of texts lacks."""
+    def _migrate(self, db: sqlite3.Connection, tell: Tell) -> None:
         path = self._options.db_path
         terms = Terms(self._guard.held, self._options.busy_timeout_ms / 1000, lambda: tell(0, None))
         listening(db, tell, lambda db: migrate(db, path, terms))
-        lacking = texts.missing_parts(db)
-        if not lacking:
-            texts.see_format(db, path)
-        return lacking
+        texts.see_format(db, path)
 
     # --- writing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,9 @@ _CORRUPT: Final = {
 }
 
 
+_OF_TEXTS: Final = re.compile(r"\bkode_texts?$")
+
+
 DRIVER_ERRORS: Final = (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeError, MemoryError)
 """The exceptions that the driver raises."""
 
@@ -62,9 +66,8 @@ def to_kode_error(exc: BaseException, path: str) -> KodeError:
     if str(exc).startswith("Could not decode to UTF-8"):  # the text that follows is the stored one
         return CorruptRecordError(f"database {path}", "a text in it is no UTF-8")
     if str(exc).startswith("no such table: "):
-        todo = (
-            "open the store again, which mends the index of texts" if "kode_text" in str(exc) else "put back a backup"
-        )
+        is_of_texts = _OF_TEXTS.search(str(exc)) is not None
+        todo = "run kode text-index drop, or rebuild" if is_of_texts else "put back a backup"
         return StoreUnavailableError(f"{path}: a table of kode is missing: {todo} ({exc})")
     extended = getattr(exc, "sqlite_errorcode", 0)
     code = _PRIMARY.get(extended, extended & 0xFF)

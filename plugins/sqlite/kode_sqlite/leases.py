@@ -33,7 +33,7 @@ class Leases:
             return None
         # One number for all agents, so that no token is used again although ended leases are removed.
         (token,) = self._db.execute(
-            "INSERT INTO kode_meta VALUES ('last_token', 1)"
+            "INSERT INTO kode_meta (key, value) VALUES ('last_token', 1)"
             " ON CONFLICT (key) DO UPDATE SET value = value + 1 RETURNING value"
         ).fetchone()
         self._db.execute(

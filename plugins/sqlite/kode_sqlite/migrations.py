@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from kode_core.authoring.dropped import tables_dropped
 from kode_core.errors import CorruptRecordError, SchemaVersionError, StoreBusyError
@@ -25,7 +25,8 @@ log = logging.getLogger("kode_sqlite")
 _META: Final = (
     "CREATE TABLE IF NOT EXISTS kode_meta (key TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID"
 )
-_NOTE: Final = "INSERT OR REPLACE INTO kode_meta VALUES ('{}', {})"
+_COLUMNS: Final = {"key": "TEXT", "value": "INTEGER"}
+_NOTE: Final = "INSERT OR REPLACE INTO kode_meta (key, value) VALUES ('{}', {})"
 _ENDED: Final = "DELETE FROM kode_meta WHERE key = 'schema_step'"
 _PAUSE_S: Final = 0.02
 _BUSY_MS: Final = 200
@@ -55,15 +56,27 @@ def migration_progress(db: sqlite3.Connection, path: str) -> MigrationProgress:
     """
     if not db.execute("SELECT 1 FROM sqlite_master WHERE lower(name) = 'kode_meta'").fetchone():
         return MigrationProgress(0)
-    columns = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('kode_meta')")}
-    if not columns >= {"key", "value"}:
+    columns = dict(db.execute("SELECT lower(name), type FROM pragma_table_info('kode_meta')").fetchall())
+    found = dict[str, object]()
+    if columns.keys() >= _COLUMNS.keys():
+        found = dict(db.execute("SELECT key, value FROM kode_meta WHERE key IN ('schema_version', 'schema_step')"))
+    if "schema_version" not in found and columns != _COLUMNS:
         raise CorruptRecordError(f"database {path}", "its kode_meta is not the table of a store; put back a backup")
-    found = dict(db.execute("SELECT key, value FROM kode_meta WHERE key IN ('schema_version', 'schema_step')"))
-    for key, value in found.items():
-        if type(value) is not int or value < 0:
-            problem = f"the {key} in its kode_meta is not a number from 0 up; put back a backup"
+    numbers = {key: _number(value) for key, value in found.items()}
+    for key, number in numbers.items():
+        if number is None or "schema_version" not in numbers:
+            problem = f"the {key} in its kode_meta is not that of a store; put back a backup"
             raise CorruptRecordError(f"database {path}", problem)
-    return MigrationProgress(found.get("schema_version", 0), found.get("schema_step"))
+    return MigrationProgress(numbers.get("schema_version") or 0, numbers.get("schema_step"))
+
+
+def _number(value: Any) -> int | None:
+    """The number from 0 up in a row of ``kode_meta``; a tool that copies tables may make a text or a float of it."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if number >= 0 and number == float(value) else None
 
 
 def version_of(db: sqlite3.Connection, path: str) -> int:
@@ -225,8 +238,8 @@ def _see_beginning(db: sqlite3.Connection, path: str, progress: MigrationProgres
         see_tables(db, path, progress.version)
     there = sorted((_tables() - _tables(progress.version)) & _found(db).keys())
     if there:
-        version = f"schema {progress.version}" if progress.version else "no version of a store"
-        raise CorruptRecordError(f"database {path}", f"it has {', '.join(there)}, and {version}; put back a backup")
+        problem = f"of which schema {progress.version} has none" if progress.version else "and no version of a store"
+        raise CorruptRecordError(f"database {path}", f"it has {', '.join(there)}, {problem}; put back a backup")
 
 
 def _do(db: sqlite3.Connection, step: Step) -> None:

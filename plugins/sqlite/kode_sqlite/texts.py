@@ -35,8 +35,6 @@ __all__ = [
     "index_some",
     "inspect",
     "keeps_deleted",
-    "mend",
-    "missing_parts",
     "noted",
     "rebuild",
     "see_format",
@@ -92,6 +90,15 @@ _DELETES_SINCE: Final = (3, 42, 0)
 """The first SQLite whose FTS5 can remove the parts of a deleted message, instead of noting that it was deleted."""
 _FORMAT: Final = 4
 """The last format of FTS5 that earlier ones read."""
+_SHADOWS: Final = ("kode_text_data", "kode_text_idx", "kode_text_config")
+"""The tables that FTS5 makes for ``kode_text``."""
+_MENDS: Final = (
+    "CREATE TABLE IF NOT EXISTS kode_text_data (id INTEGER PRIMARY KEY, block BLOB)",
+    "CREATE TABLE IF NOT EXISTS kode_text_idx (segid, term, pgno, PRIMARY KEY (segid, term)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS kode_text_config (k PRIMARY KEY, v) WITHOUT ROWID",
+    "INSERT OR IGNORE INTO kode_text_config VALUES ('version', 4)",
+    "INSERT OR IGNORE INTO kode_text_data VALUES (1, x''), (10, x'00000000000000')",
+)
 _DROPS: Final = (
     "DROP TRIGGER IF EXISTS kode_texts_message_insert",
     "DROP TRIGGER IF EXISTS kode_texts_message_delete",
@@ -99,6 +106,7 @@ _DROPS: Final = (
     "DROP TRIGGER IF EXISTS kode_texts_delete",
     "DROP TABLE IF EXISTS kode_text",
     "DROP TABLE IF EXISTS kode_texts",
+    *(f"DROP TABLE IF EXISTS {name}" for name in _SHADOWS),
     "DELETE FROM kode_meta WHERE key = 'texts_deleted'",
 )
 
@@ -114,38 +122,26 @@ def has_index(db: DB) -> bool:
     return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_texts'").fetchone() is not None
 
 
-_PARTS: Final = frozenset({"kode_texts", "kode_text"})
-
-
-def missing_parts(db: DB) -> list[str]:
-    """The tables of the index that were dropped, while something of it is left."""
-    parts = "SELECT lower(name), type FROM sqlite_master WHERE lower(name) GLOB 'kode_text*'"
-    found = dict(db.execute(parts).fetchall())
-    return sorted(part for part in _PARTS if found.get(part) != "table") if found else []
+_MISSING: Final[LiteralString] = (
+    "SELECT name FROM (SELECT 'kode_texts' AS name UNION SELECT 'kode_text' UNION SELECT 'kode_text_data' UNION"
+    " SELECT 'kode_text_idx' UNION SELECT 'kode_text_config') WHERE name NOT IN (SELECT name FROM sqlite_master"
+    " WHERE type = 'table') AND EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger'"
+    " AND name = 'kode_texts_message_insert' AND tbl_name = 'kode_messages') ORDER BY name"
+)
 
 
 def see_whole(db: DB, path: str) -> None:
-    """Refuse writes of messages that a trigger would make fail.
+    """Look for the tables of the index while its triggers are there: without one, no message is written.
 
     Raises:
-        StoreUnavailableError: a table of the index was dropped.
+        StoreUnavailableError: tables are missing.
     """
-    if missing := missing_parts(db):
+    missing = [name for (name,) in db.execute(_MISSING)]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
         raise StoreUnavailableError(
-            f"{path}: {' and '.join(missing)} of the index of texts was dropped, without which no message is written:"
-            " run kode text-index drop, or rebuild"
-        )
-
-
-def mend(db: DB, path: str) -> None:
-    """Remove an index of which a table was dropped, within a transaction: messages are found without it, too."""
-    if missing := missing_parts(db):
-        drop(db, path)
-        log.warning(
-            "%s: %s of the index of texts was dropped; the rest of the index is removed, and messages are found without"
-            " it; kode text-index add makes it anew",
-            path,
-            " and ".join(missing),
+            f"{path}: {' and '.join(missing)} of the index of texts {verb} missing, without which messages are not"
+            " written: run kode text-index drop, or rebuild"
         )
 
 
@@ -154,7 +150,9 @@ def add(db: DB, path: str) -> None:
 
     Raises:
         UnsupportedError: this SQLite has no FTS5 with parts of three characters.
+        StoreUnavailableError: there is one, of which tables are missing.
     """
+    see_whole(db, path)
     if has_index(db):
         return
     try:
@@ -172,10 +170,16 @@ def add(db: DB, path: str) -> None:
 
 
 def drop(db: DB, _: str) -> None:
-    """Remove the index, within a transaction, and overwrite its pages."""
+    """Remove the index, also one of which tables are missing, within a transaction, and overwrite its pages."""
+    own = "SELECT 1 FROM sqlite_master WHERE name IN ('kode_texts', 'kode_texts_message_insert')"
+    if db.execute(own).fetchone() is None:
+        return
     (before,) = db.execute("PRAGMA secure_delete").fetchone()
     db.execute("PRAGMA secure_delete = 1")
     try:
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_text'").fetchone() is not None:
+            for statement in _MENDS:  # FTS5 drops its table only if it finds the others
+                db.execute(statement)
         for statement in _DROPS:
             db.execute(statement)
     finally:
@@ -208,6 +212,9 @@ def see_format(db: DB, path: str) -> None:
 
 
 def _config(db: DB, key: str) -> int | None:
+    """A number of the index's configuration; None without it, also when the table was dropped."""
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_text_config'").fetchone() is None:
+        return None
     found = db.execute("SELECT v FROM kode_text_config WHERE k = ?", (key,)).fetchone()
     return None if found is None else int(found[0])
 

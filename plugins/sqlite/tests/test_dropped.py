@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import logging
+import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from kode_conformance.values import samples
 from kode_sqlite import SqliteStore
 
-from kode_core import CorruptRecordError, StoreUnavailableError
+from kode_core import CorruptRecordError, StorageError, StoreUnavailableError
 from plugins.sqlite.tests.test_engine import engine_of
 
 
@@ -104,16 +106,15 @@ async def test_an_empty_table_of_the_version_is_no_store() -> None:
 @pytest.mark.parametrize(
     ("change_it", "problem"),
     [
+        ("UPDATE kode_meta SET value = 'x' WHERE key = 'schema_version'", "the schema_version in its kode_meta is not"),
+        ("UPDATE kode_meta SET value = -1 WHERE key = 'schema_version'", "the schema_version in its kode_meta is not"),
+        ("UPDATE kode_meta SET value = 1.5 WHERE key = 'schema_version'", "the schema_version in its kode_meta is not"),
         (
-            "UPDATE kode_meta SET value = 'x' WHERE key = 'schema_version'",
-            "the schema_version in its kode_meta is not a",
+            "UPDATE kode_meta SET key = 'schema_step' WHERE key = 'schema_version'",
+            "the schema_step in its kode_meta is",
         ),
-        (
-            "UPDATE kode_meta SET value = -1 WHERE key = 'schema_version'",
-            "the schema_version in its kode_meta is not a",
-        ),
-        ("INSERT INTO kode_meta VALUES ('schema_step', '')", "the schema_step in its kode_meta is not a number"),
-        ("UPDATE kode_meta SET value = 2 WHERE key = 'schema_version'", "it has kode_doc_terms, and schema 2; put"),
+        ("INSERT INTO kode_meta VALUES ('schema_step', '')", "the schema_step in its kode_meta is not"),
+        ("UPDATE kode_meta SET value = 2 WHERE key = 'schema_version'", "it has kode_doc_terms, of which schema 2 has"),
         ("ALTER TABLE kode_meta RENAME COLUMN value TO other", "its kode_meta is not the table of a store; put back"),
     ],
 )
@@ -122,6 +123,21 @@ async def test_a_version_that_is_none(change_it: str, problem: str) -> None:
     await make()
     change(change_it)
     with pytest.raises(CorruptRecordError, match=problem):
+        await SqliteStore("a.db").open()
+
+
+@pytest.mark.parametrize("columns", ["key TEXT PRIMARY KEY, value TEXT", "value REAL, key TEXT PRIMARY KEY"])
+async def test_a_copy_of_the_version_in_another_type(columns: str) -> None:
+    """A tool that copies tables may write numbers as texts or floats; an empty table of that kind is no store's."""
+    await make()
+    copied = "INSERT INTO copied (key, value) SELECT key, value FROM kode_meta"
+    change(f"CREATE TABLE copied ({columns})", copied, "DROP TABLE kode_meta", "ALTER TABLE copied RENAME TO kode_meta")
+    for _ in range(2):
+        async with SqliteStore("a.db") as store:
+            assert await store.load_messages("a") == samples.messages(2)
+    Path("a.db").unlink()
+    change(f"CREATE TABLE kode_meta ({columns})")
+    with pytest.raises(CorruptRecordError, match="its kode_meta is not the table of a store"):
         await SqliteStore("a.db").open()
 
 
@@ -148,40 +164,64 @@ async def test_a_view_with_the_name_of_a_table(view: str, problem: str) -> None:
 
 # --- the index of texts -----------------------------------------------------------------------------------------------
 
-DROPPED = [("kode_texts",), ("kode_text",), ("kode_texts", "kode_text")]
+DROPPED = [
+    *(("kode_texts",), ("kode_text",), ("kode_text", "kode_texts")),
+    *(("kode_text_config",), ("kode_text_data",), ("kode_text_idx",)),
+]
 
 
-@pytest.mark.parametrize("indexed", [False, True])
+def texts(*command: str) -> str:
+    """Run a command for the index of texts, and return what it printed."""
+    run = subprocess.run(
+        [sys.executable, "-m", "kode_core.cli", "text-index", *command, "--store", "sqlite:///a.db"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.parametrize("action", ["drop", "rebuild"])
 @pytest.mark.parametrize("tables", DROPPED, ids="+".join)
-async def test_an_opening_mends_the_index_of_texts(
-    tables: tuple[str, ...], indexed: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Without one of its tables every write of a message failed: the rest of it goes, and the log says so."""
+async def test_an_index_of_texts_without_a_table(tables: tuple[str, ...], action: str) -> None:
+    """The health names the table and the commands that mend the index, and no opening removes anything."""
     await make(text_index=True)
     change(*(f"DROP TABLE {table}" for table in tables))
-    with caplog.at_level(logging.WARNING, "kode_sqlite"):
-        async with SqliteStore("a.db", text_index=indexed) as store:
-            assert " and ".join(sorted(tables)) + " of the index of texts was dropped; the rest" in caplog.text
-            await store.append_messages("a", [samples.message(text="rare words")])
-            assert len(await store.query_messages(contains="rare words")) == 1
-            assert (await store.health_check()).healthy
-            assert ((await store.get_metrics()).storage.texts_waiting is not None) == indexed
-            assert (await store.check_consistency()).issues == ()
-    assert len(caplog.records) == 1
-
-
-@pytest.mark.parametrize("tables", DROPPED, ids="+".join)
-async def test_the_health_of_a_store_names_the_table_of_the_index(tables: tuple[str, ...]) -> None:
-    """A store that is open when the table is dropped says so, and so does the error of a write."""
-    async with SqliteStore("a.db", text_index=True) as store:
-        await store.append_messages("a", samples.messages(1))
-        while (await store.get_metrics()).storage.texts_waiting:
-            pass
-        change(*(f"DROP TABLE {table}" for table in tables))
-        health = await store.health_check()
-        assert not health.healthy
-        assert f"{' and '.join(sorted(tables))} of the index of texts was dropped" in str(health.database)
+    said = f"{tables[0]} .*of the index of texts (is|are) missing, .* run kode text-index drop, or rebuild"
+    with pytest.raises(StoreUnavailableError, match=said):
+        await make(text_index=True)
+    async with SqliteStore("a.db") as store:
+        assert re.search(said, str((await store.health_check()).database))
+        with pytest.raises((StoreUnavailableError, CorruptRecordError, StorageError)) as found:
+            await store.append_messages("a", samples.messages(1))
         if "kode_texts" in tables:
-            with pytest.raises(StoreUnavailableError, match="open the store again, which mends the index of texts"):
-                await store.append_messages("a", samples.messages(1))
-        assert await store.load_messages("a") == samples.messages(1)
+            assert "run kode text-index drop, or rebuild" in str(found.value)
+        assert await store.load_messages("a") == samples.messages(2)
+    texts(action)
+    async with SqliteStore("a.db") as store:
+        assert (await store.health_check()).healthy
+        await store.append_messages("a", [samples.message(text="rare words")])
+        assert len(await store.query_messages(contains="rare words")) == 1
+        assert ((await store.get_metrics()).storage.texts_waiting is not None) == (action == "rebuild")
+        assert (await store.check_consistency()).issues == ()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "CREATE TABLE kode_text_notes (x)",
+        "CREATE VIEW kode_textual AS SELECT 1",
+        "CREATE TABLE kode_text (x)",
+        "CREATE INDEX kode_text_mine ON kode_agents (created_at)",
+    ],
+)
+async def test_names_like_those_of_the_index(made: str) -> None:
+    """Tables of another program whose names begin alike are left alone, and the store is healthy."""
+    await make()
+    change(made)
+    async with SqliteStore("a.db") as store:
+        assert (await store.health_check()).healthy
+        await store.append_messages("a", samples.messages(1))
+    with closing(sqlite3.connect("a.db")) as db:
+        assert db.execute("SELECT count(*) FROM sqlite_master WHERE sql = ?", (made,)).fetchone() == (1,)
