@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -26,6 +27,7 @@ from kode_core import (
     export_archive,
     import_archive,
 )
+from kode_core.cli.importing_archive import is_archive
 from kode_core.layers import Layer
 from kode_core.moving.files import opened_to_read
 from kode_core.moving.reading import Archive
@@ -148,6 +150,15 @@ async def test_damage_of_one_agent_is_passed_over_when_asked() -> None:
             assert isinstance(found, CopyReport) and not found.is_whole, i
             assert found.outcomes["copied"] == 3 and found.outcomes["damaged"] >= 1, (i, found)
             assert there.items() < whole.items() and "agt-0001" not in there
+
+
+def test_a_damaged_beginning(tmp_path: Path) -> None:
+    """A file that begins as Zstandard does is an archive, whatever follows, and its error says what is wrong."""
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfdgarbage")
+    assert is_archive(str(path))
+    path.write_bytes(gzip.compress(b'{"kode":"archive"}')[:12])
+    assert not is_archive(str(path))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz"])

@@ -7,19 +7,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from kode_core.authoring.encodings import unmarked
 from kode_core.cli.moving import Told
 from kode_core.cli.opening import open_store
 from kode_core.cli.queries import run
 from kode_core.moving import CopyReport, import_archive
-from kode_core.moving.files import begin_of
+from kode_core.moving.files import may_be_archive
 from kode_core.moving.importing import check_header
 from kode_core.moving.outcomes import checked_existing
 
 __all__ = ["import_agents", "is_archive"]
 
 _BEGIN: Final = b'{"kode":'
-_READ: Final = 64
 
 
 def is_archive(source: str) -> bool:
@@ -27,7 +25,7 @@ def is_archive(source: str) -> bool:
     if source == "-":
         return True
     try:
-        return unmarked(begin_of(Path(source), _READ)).startswith(_BEGIN)
+        return may_be_archive(Path(source), _BEGIN)
     except (OSError, UnicodeError):
         return False
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from kode_core.authoring.drafts import draft_of
+from kode_core.authoring.encodings import unmarked
 from kode_core.authoring.files import make_file, system_error
 from kode_core.authoring.lines import BoundedLines, Line
 from kode_core.errors import ArchiveError, BackendImportError, InvalidArgumentError, KodeError
 
-__all__ = ["LINE_COST", "MAX_AGENT", "MAX_LINE", "Lines", "Sink", "begin_of", "opened_to_read", "opened_to_write"]
+__all__ = ["LINE_COST", "MAX_AGENT", "MAX_LINE", "Lines", "Sink", "may_be_archive", "opened_to_read", "opened_to_write"]
 
 MAX_LINE: Final = 2**29
 """The longest line, in bytes. A record with more is left out of exports, and ends an import."""
@@ -29,6 +30,7 @@ MAX_HEADER: Final = 2**20
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _GZIP: Final = b"\x1f\x8b"
 _CHUNK: Final = 2**20
+_BEGIN: Final = 64
 _LEVEL: Final = 6
 """Of gzip: its highest, which Python takes by default, makes files that are hardly smaller in twice the time."""
 
@@ -50,15 +52,18 @@ def _unpacking(raw: Any) -> Any:
     return gzip.GzipFile(fileobj=raw) if begin.startswith(_GZIP) else raw
 
 
-def begin_of(source: Path, most: int) -> bytes:
-    """The first bytes of a file, unpacked.
+def may_be_archive(source: Path, begin: bytes) -> bool:
+    """Whether a file begins so, unpacked, or is compressed with Zstandard, as no other source of an import is.
 
     Raises:
-        OSError: it cannot be read, or is compressed and damaged.
+        OSError: it cannot be read, or is compressed with gzip and damaged.
+        OtherEncodingError: it is UTF-16.
     """
     with source.open("rb") as file:
+        if file.peek(len(_ZSTD)).startswith(_ZSTD):
+            return True
         try:
-            return _unpacking(file).read(most)  # type: ignore[no-any-return]
+            return unmarked(_unpacking(file).read(_BEGIN)).startswith(begin)
         except (EOFError, zlib.error) as exc:
             raise OSError(str(exc)) from None
 

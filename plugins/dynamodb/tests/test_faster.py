@@ -35,13 +35,13 @@ def a_table(rng: random.Random) -> Table:
 
 
 def pages(table: Table, query: Callable[..., Any], *args: Any, limit: int, **of: Any) -> list[list[dict[str, Any]]]:
-    """All pages that have an item: a page that was full may be followed by an empty one."""
+    """All pages, the empty ones as well."""
     found, after = list[list[dict[str, Any]]](), None
     while True:
         items, _, after = query(table, *args, limit, after, of["forward"], None, of.get("index"), False, **of["keys"])
         found.append([item.to_json()["Attributes"] for item in items])
         if after is None:
-            return [page for page in found if page]
+            return found
 
 
 BOUNDS = [(None, []), ("BEGINS_WITH", ["a"]), ("BETWEEN", ["A", "z"]), (">", ["aa"]), ("<=", ["zz"])]

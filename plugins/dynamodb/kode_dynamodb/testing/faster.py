@@ -64,12 +64,16 @@ def _all_items(table: Any) -> list[Any]:
 
 
 def _found(table: Any, hash_key: Any, comparison: Any, bounds: Any) -> list[Any]:
-    """The items of a key, of those in the range alone: the query adds up the size of each that it is given."""
+    """The items of a key in a range, and the first and the last of all: the query adds up the size of each item.
+
+    A page that ends with the last item of the range has a key to go on from if another item of the key follows.
+    """
     items = table.items.get(hash_key, {})
     if not table.range_key_attr or not comparison:
         return list(items.values()) if table.range_key_attr else [items] if items else []
     is_in, values = get_comparison_func(comparison), [one.cast_value for one in bounds]
-    return [item for key, item in items.items() if is_in(key.cast_value, *values)]
+    ends = {min(items), max(items)} if items else set()
+    return [item for key, item in items.items() if key in ends or is_in(key.cast_value, *values)]
 
 
 def _sorted_items(table: Any, hash_keys: list[str], range_keys: list[str | None], items: list[Any]) -> list[Any]:
