@@ -106,7 +106,7 @@ def text_script(options: PostgresOptions) -> str:
 
 
 async def see_texts(con: Any, tables: Tables, place: str) -> None:
-    """Look for the tables of the index while its triggers are there: without one, messages may not be written.
+    """Look for the tables of the index while it has its triggers: without a table, messages may not be written.
 
     Raises:
         StoreUnavailableError: tables are missing.

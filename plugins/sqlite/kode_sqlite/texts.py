@@ -131,7 +131,7 @@ _MISSING: Final[LiteralString] = (
 
 
 def see_whole(db: DB, path: str) -> None:
-    """Look for the tables of the index while its triggers are there: without one, no message is written.
+    """Look for the tables of the index while it has its triggers: without a table, no message is written.
 
     Raises:
         StoreUnavailableError: tables are missing.
