@@ -172,7 +172,7 @@ async def every_large_answer_is_the_callers(ctx: Context) -> None:
             wanted = whole_copy(record)
             await getattr(ctx.store, writer.method)("a", **writer.given(record))
             spoil(record)
-            if kind.record is not Timeline:
+            for _ in range(2 if kind.record is not Timeline else 0):
                 found = await _loaded(ctx.store, kind, "a")
                 got = [*found] if isinstance(found, list) else [found]
                 got = [one.replace(message_count=0) if kind.record is AgentInfo else one for one in got]
@@ -183,10 +183,11 @@ async def every_large_answer_is_the_callers(ctx: Context) -> None:
             value = {"deep": [{"text": text, "of": [1]}]}
             await ctx.store.put_document("a", "c", "k", value, **tags)
             spoil(value)
-            document = await ctx.store.load_document("a", "c", "k")
-            kept = {"deep": [{"text": text, "of": [1]}]}
-            ctx.equal(document and document.value, kept, f"a document of {size:,} characters")
-            spoil(document)
+            for _ in range(2):
+                document = await ctx.store.load_document("a", "c", "k")
+                kept = {"deep": [{"text": text, "of": [1]}]}
+                ctx.equal(document and document.value, kept, f"a document of {size:,} characters")
+                spoil(document)
         await _see_every_answer(ctx, f" of records of {size:,} characters")
 
 

@@ -13,6 +13,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import keeps_documents, keeps_tags, prunes_events
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.errors import AgentNotFoundError, InvalidArgumentError
 from kode_core.model import DeleteDocument, PutDocument
@@ -233,12 +234,15 @@ async def what_was_read_before_its_removal_is_gone(ctx: Context) -> None:
     """
     stores = (ctx.store, await ctx.another())
     begins, looks = _begins(), [*_looks(tuple(ctx.harness.lacks))]
-    for number, removal in enumerate(in_time(ctx, _removals())):
+    every = [*_removals()]
+    for number, removal in enumerate(in_time(ctx, ctx.rng.sample(every, len(every)))):
         agent_id = f"a{number}"
         await ctx.store.save_info(agent_id, samples.info(agent_id))
-        for begin in begins.values():
-            await begin(ctx.store, agent_id)
-        mine = [(name, look) for kind, name, look in looks if kind in ("", *removal.kinds)]
+        neighbour = [*begins][number % len(begins)]  # another kind that stays, if it is not this one
+        for kind in dict.fromkeys([*removal.kinds, neighbour]):
+            await begins[kind](ctx.store, agent_id)
+        reads_whole = number % 3 == 0 or removal.all or ctx.settings.tier > Tier.QUICK
+        mine = [(name, look) for kind, name, look in looks if kind in removal.kinds or (reads_whole and not kind)]
 
         async def see(mine: Any = mine, agent_id: str = agent_id) -> dict[tuple[str, str], set[str]]:
             places = [*zip(("", " in another instance"), stores, strict=True)]
