@@ -14,14 +14,16 @@ from kode_conformance.calls.ways import first, held, spoilt_come_back
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.harness import keeps_documents, keeps_tags
 from kode_conformance.histories.model import StoreModel
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_conformance.values.fields import Holds, fields_of, full, of_agent, put
 from kode_conformance.values.kinds import Gives, Kind, ReadMethod, WriteMethod, kinds
 from kode_conformance.values.spoiling import spoil, whole_copy
-from kode_core.model import Message, Record, Timeline, ToolUseBlock
+from kode_core.model import AgentInfo, Message, Record, Snapshot, Timeline, ToolUseBlock
 from kode_core.protocols import ExtendedStore
 
 _D = Dimension
@@ -120,6 +122,15 @@ async def every_answer_is_the_callers(ctx: Context) -> None:
     offsets = await ctx.store.append_events("a", samples.events(2, 50))
     kept = whole_copy([forks, list(offsets)])
     spoil(forks, offsets)
+    await _see_every_answer(ctx)
+    ctx.equal(list(await ctx.store.append_events("a", samples.events(2, 50))), kept[1], "the offsets of a repeat")
+    ctx.equal(
+        sorted(await ctx.store.list("agt-")), kept[0], "the forks, after the caller changed the list of their ids"
+    )
+
+
+async def _see_every_answer(ctx: Context, what: str = "") -> None:
+    """Change the answer of each reading method about the agent "a", and call the method again, in both instances."""
     stores = {"": ctx.store, " in another instance": await ctx.another()}
     calls = calls_of(ctx.store)
     for name in in_time(ctx, [name for name in _reads() if name in calls]):
@@ -129,16 +140,64 @@ async def every_answer_is_the_callers(ctx: Context) -> None:
             found = await drive(getattr(store, name), dict(arguments))
             lasting = _lasting(whole_copy(found))
             wanted = lasting if wanted is None else wanted
-            ctx.equal(lasting, wanted, f"{name}{where}, after the caller changed what it gave before")
+            ctx.equal(lasting, wanted, f"{name}{where}{what}, after the caller changed what it gave before")
             spoil(found)
         one, two = await asyncio.gather(*(drive(getattr(ctx.store, name), dict(arguments)) for _ in range(2)))
         lasting = _lasting(whole_copy(two))
         spoil(one)
-        ctx.equal(_lasting(two), lasting, f"what {name} gave, after the caller changed what it gave to a call at once")
-    ctx.equal(list(await ctx.store.append_events("a", samples.events(2, 50))), kept[1], "the offsets of a repeat")
-    ctx.equal(
-        sorted(await ctx.store.list("agt-")), kept[0], "the forks, after the caller changed the list of their ids"
-    )
+        told = f"what {name} gave{what}, after the caller changed what it gave to a call at once"
+        ctx.equal(_lasting(two), lasting, told)
+
+
+_SIZES: Final = {Tier.QUICK: (70_001,), Tier.STANDARD: (70_001, 400_001), Tier.THOROUGH: (70_001, 2**20 + 1, 2**23)}
+"""Sizes of values that caches, compressed parts and blobs begin at."""
+_HEADROOM: Final = 4096
+
+
+@check(
+    *("VAL-1", "VAL-4", "DOC-1", "SNAP-1", "QRY-5"),
+    needs=Capability.EXTENDED,
+    under=(_D.LENGTHS, _D.CHANGES, _D.INSTANCES),
+)
+async def every_large_answer_is_the_callers(ctx: Context) -> None:
+    """Each reading method gives a large record of each kind, and a large document, as it was stored, in every instance
+    and at every call, though the caller changed the record that it saved and the answers of earlier calls.
+    """
+    most = (ctx.harness.limits.max_payload_bytes or 2**40) - _HEADROOM
+    for size in in_time(ctx, sorted({min(size, most) for size in _SIZES[ctx.settings.tier]})):
+        text = "x" * size
+        for kind in kinds().values():
+            writer = min((w for w in kind.writers if w.method != "save_turn"), key=lambda w: not w.many)
+            record = of_agent(_large(kind, text), "a")
+            wanted = whole_copy(record)
+            await getattr(ctx.store, writer.method)("a", **writer.given(record))
+            spoil(record)
+            for _ in range(2 if kind.record is not Timeline else 0):
+                found = await _loaded(ctx.store, kind, "a")
+                got = [*found] if isinstance(found, list) else [found]
+                got = [one.replace(message_count=0) if kind.record is AgentInfo else one for one in got]
+                ctx.equal(got[-1:], [wanted], f"{kind.whole.method} of {size:,} characters")
+                spoil(found)
+        if keeps_documents():
+            tags: dict[str, Any] = {"tags": {"run": "r1"}} if keeps_tags() else {}
+            value = {"deep": [{"text": text, "of": [1]}]}
+            await ctx.store.put_document("a", "c", "k", value, **tags)
+            spoil(value)
+            for _ in range(2):
+                document = await ctx.store.load_document("a", "c", "k")
+                kept = {"deep": [{"text": text, "of": [1]}]}
+                ctx.equal(document and document.value, kept, f"a document of {size:,} characters")
+                spoil(document)
+        await _see_every_answer(ctx, f" of records of {size:,} characters")
+
+
+def _large(kind: Kind, text: str) -> Any:
+    """A record with the text in a list or dict of its own, if it has one, and the names that the calls ask for."""
+    fields = fields_of(kind.record)
+    room = next((f for holds in (Holds.JSON, Holds.DICT, Holds.TEXT) for f in fields if f.holds is holds), fields[0])
+    value: Any = text if room.holds is Holds.TEXT else {"deep": [{"text": text, "of": [1]}]}
+    record = put(full(kind.record), room, value)
+    return record.replace(id="s") if kind.record is Snapshot else record
 
 
 def _twice(kind: Kind) -> list[Any]:

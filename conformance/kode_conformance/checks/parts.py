@@ -54,7 +54,8 @@ async def parts_are_what_the_whole_list_has_there(ctx: Context) -> None:
     most = 257 if ctx.settings.tier is Tier.QUICK else 1025
     for number, count in enumerate(in_time(ctx, counts(ctx.settings.tier, most=most))):
         agent_id = f"a{count}"
-        messages, calls = samples.messages(count), [samples.tool_call(i) for i in range(count)]
+        times = [samples.T0 + i * 7919 % 97 for i in range(count)]  # a part goes by positions, whatever the times
+        messages, calls = samples.messages(count), [samples.tool_call(i, created_at=times[i]) for i in range(count)]
         await ctx.store.save_turn(agent_id, messages=messages, tool_calls=calls)
         every = 3 if count > 8 and ctx.settings.tier is Tier.QUICK else 1
         for i, bounds in enumerate(itertools.islice(_bounds(count), number % every, None, every)):

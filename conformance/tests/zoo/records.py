@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from conformance.tests.zoo.base import Wrapper, mutant
 from conformance.tests.zoo.witnesses import happened, seen
+from kode_core import to_json
 from kode_core.model import HistoryWindow, Message, TodoSnapshot, ToolCallAuditEntry, ToolCallRecord, ToolResultBlock
 from kode_core.store import EngineStore
 
@@ -45,6 +46,34 @@ class KeepsWhatItIsGiven(Wrapper):
 
     async def load_messages(self, agent_id: str) -> list[Message]:
         return [self._given.get(repr(message), message) for message in await self.inner.load_messages(agent_id)]
+
+
+async def _large_and_changed(ctx: Context) -> object:
+    await ctx.store.save_snapshot("a", samples.snapshot("s").replace(metadata={"text": "x" * 2**17, "of": [1]}))
+    for _ in range(2):
+        found = await ctx.store.load_snapshot("a", "s")
+        assert found is not None
+        found.metadata["of"].append(2)
+    return found.metadata["of"]
+
+
+@mutant(
+    "VAL-1",
+    killed_by="every_large_answer_is_the_callers",
+    source="a cache of blobs, which large values are worth, and small ones are not",
+    witness=_large_and_changed,
+)
+class KeepsLargeSnapshotsDecoded(EngineStore):
+    """Gives every caller the same snapshot if it is larger than 64 KB."""
+
+    def __init__(self, opener: Any, **options: Any) -> None:
+        super().__init__(opener, **options)
+        self._decoded: dict[bytes, Any] = {}
+
+    async def load_snapshot(self, agent_id: str, snapshot_id: str) -> Any:
+        found = await super().load_snapshot(agent_id, snapshot_id)
+        text = to_json(found) if found is not None else b""
+        return found if len(text) < 2**16 else self._decoded.setdefault(text, found)
 
 
 async def _loaded_and_changed(ctx: Context) -> object:
