@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from kode_conformance.calls.methods import calls_of, drive_pages
@@ -200,6 +201,11 @@ _TURNS: Final = (0, 1, 3)
 """How many turns of the loop after the older reads went on the new ones begin."""
 
 
+def _begin(store: ExtendedStore, reads: Iterable[tuple[str, Mapping[str, Any]]]) -> list[asyncio.Future[Any]]:
+    """All of the reads, under way; how they end means nothing."""
+    return [asyncio.ensure_future(_outcome(_read(store, *read))) for read in reads]
+
+
 async def _held(ctx: Context, store: ExtendedStore, layer: _Holding, reads: Reads) -> list[asyncio.Future[Any]]:
     """Begin all of the reads, and wait until each of them has read, or has ended; a store may not let all of them read
     at once.
@@ -250,32 +256,32 @@ async def a_read_gives_what_was_written_before_it_began(ctx: Context) -> None:
                 ctx.equal(one, expected, f"{name} of an agent that {what} while an older read {moment}")
 
 
-_AT_ONCE: Final = 3
-
-
 @check("QRY-8", needs=_E, tier=Tier.STANDARD, stochastic=True, under=(_D.COMPANY, _D.CHANGES, _D.INSTANCES))
 async def a_read_among_many_gives_what_was_written_before(ctx: Context) -> None:
-    """While one instance reads all the time, by every method, a read that begins after a write of it, or of another
-    instance, has returned sees the write, whatever it has written.
+    """While one instance makes a read again and again, by any method, the same read that begins after a write of it, or
+    of another instance, has returned sees the write, whatever it has written.
     """
     other, reads = await ctx.another(), _reads(ctx, "a")
     await _see_that_all_is_kept(ctx)
     await _fill(ctx.store, "a")
-    writes = [write for text in ("one", "two") for write in ctx.rng.sample(_writes("a", text), len(_writes("a")))]
-    for number, write in enumerate(in_time(ctx, [*writes, lambda store: store.delete("a"), *_writes("a", "again")])):
-        older: list[asyncio.Future[Any]] = []
-        under_way = asyncio.ensure_future(write((ctx.store, other)[number % 2]))
-        while not under_way.done():
-            older = [one for one in older if not one.done()]
-            if len(older) < _AT_ONCE * len(reads):
-                older += [asyncio.ensure_future(_outcome(_read(other, *read))) for read in reads.values()]
+    cases = [*itertools.product(reads, range(len(_writes("a")) + 1))]
+    ctx.rng.shuffle(cases)
+    for number, (name, kind) in enumerate(in_time(ctx, cases)):
+        writes = _writes("a", f"changed {number}")
+        writes.append(lambda store: store.delete("a"))
+        older = _begin(other, [reads[name]])
+        for _ in range(number % 4):  # it may have read by then
             await asyncio.sleep(0)
-        under_way.result()
-        found = await asyncio.gather(*(_read(other, *read) for read in reads.values()))
+        write = asyncio.ensure_future(writes[kind]((ctx.store, other)[number % 2]))
+        while not write.done():
+            if older[-1].done():
+                older += _begin(other, [reads[name]])
+            await asyncio.sleep(0)
+        write.result()
+        found = await _read(other, *reads[name])
         await asyncio.gather(*older)
-        for (name, read), one in zip(reads.items(), found, strict=True):
-            case = f"{name} that began after write {number + 1}, while older reads of the same were under way"
-            ctx.equal(one, await _read(ctx.store, *read), case)
+        case = f"{name} that began after write {number + 1}, while an older read of the same was under way"
+        ctx.equal(found, await _read(ctx.store, *reads[name]), case)
 
 
 # --- next to reads that are refused or fail ---------------------------------------------------------------------------
