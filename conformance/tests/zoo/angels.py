@@ -281,8 +281,8 @@ class RemembersNothing(EngineStore):
 class CompactsAlways(Folder):
     """Rewrites a file after every write to it."""
 
-    def tidy(self, stripe: Stripe, journal: Journal) -> None:
-        super().tidy(stripe, journal)
+    def tidy(self, stripe: Stripe, journal: Journal, *, replaced: bool) -> None:
+        super().tidy(stripe, journal, replaced=replaced)
         if 0 < journal.live_bytes < 50_000:
             journal.compact(durable=False)
 
