@@ -225,7 +225,7 @@ class _DocumentWalk:
     """The documents that a list gives, and the changes to them between its pages.
 
     Attributes:
-        stays: the places of those that are there throughout.
+        stays: the places of the documents that nothing has touched.
     """
 
     def __init__(self, store: ExtendedStore, owners: tuple[str, ...]) -> None:
@@ -240,7 +240,7 @@ class _DocumentWalk:
             await self._store.write_documents(agent, [_put(key) for _, key in places])
 
     def acts(self, came: list[_Place], is_reverse: bool) -> Mapping[str, Callable[[], Awaitable[None]]]:
-        """The changes, by name, to what came last and what is around it."""
+        """The changes, by name, to the last document that came and to its neighbours."""
         agent, key = came[-1]
         later = [one for one in self.stays if (one < came[-1] if is_reverse else one > came[-1])]
         behind = later[-1:] if is_reverse else later[:1]

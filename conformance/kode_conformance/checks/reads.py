@@ -161,7 +161,7 @@ async def _outcome(call: Awaitable[Any]) -> Any:
 
 
 class _Holding(Layer):
-    """Holds what each call of the engine has read, while it is to.
+    """Holds the answer of each call of the engine, while it is to.
 
     Attributes:
         held: how many calls it has held.
@@ -173,11 +173,11 @@ class _Holding(Layer):
         self._let_go: asyncio.Event | None = None
 
     def hold(self) -> None:
-        """Hold what is read from now on."""
+        """Hold the answers of all later calls."""
         self.held, self._let_go = 0, asyncio.Event()
 
     def read_on(self) -> asyncio.Event:
-        """Hold nothing more; what is held goes on when the event is set."""
+        """Hold no later call; the answers that are held go on when the event is set."""
         let_go, self._let_go = self._let_go, None
         assert let_go is not None
         return let_go

@@ -101,8 +101,8 @@ async def documents_are_found_by_all_their_tags(ctx: Context) -> None:
 @check("DOC-8", "QRY-4", needs=_N, under=(_D.ITEMS, _D.NUMBERS, _D.INSTANCES))
 async def pages_of_tags_give_every_document_once(ctx: Context) -> None:
     """However many documents there are, pages of any limit, continued in another instance, give each once; all but the
-    last are as long as the limit; a limit of 0 gives none. Several tags find those that have all of them, however many
-    have one of them alone.
+    last are as long as the limit; a limit of 0 gives none. Several tags find exactly the documents that have each of
+    them, however many have one of them alone.
     """
     other, put = await ctx.another(), 0
     for count in sizes_in_time(ctx, counts(ctx.settings.tier, most=1025)):

@@ -355,10 +355,10 @@ async def _raw_after_delete(ctx: Context) -> object:
 class KeepsABin(Folder):
     """Keeps the file of an agent that was deleted, under another name."""
 
-    def tidy(self, stripe: Stripe, journal: Journal) -> None:
+    def tidy(self, stripe: Stripe, journal: Journal, *, replaced: bool) -> None:
         if journal.state.is_empty and journal.path.exists():
             (self.base / f"{journal.path.name}.deleted").write_bytes(journal.path.read_bytes())
-        super().tidy(stripe, journal)
+        super().tidy(stripe, journal, replaced=replaced)
 
 
 async def _size_of_the_same(ctx: Context) -> object:
@@ -377,6 +377,6 @@ async def _size_of_the_same(ctx: Context) -> object:
 class NeverCompacts(Folder):
     """Keeps everything that was ever written."""
 
-    def tidy(self, stripe: Stripe, journal: Journal) -> None:
+    def tidy(self, stripe: Stripe, journal: Journal, *, replaced: bool) -> None:
         if journal.state.is_empty:
-            super().tidy(stripe, journal)
+            super().tidy(stripe, journal, replaced=replaced)
