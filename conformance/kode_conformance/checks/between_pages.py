@@ -1,4 +1,4 @@
-"""QRY-5, QRY-6, LIFE-2: writes between one page and the next, at the very place where the next page begins."""
+"""QRY-5, QRY-6, LIFE-2, DOC-4, DOC-8: writes between one page and the next, at the very place where it begins."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any, Final, NamedTuple
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.harness import keeps_tags
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_conformance.values.many import at_once, same
-from kode_core.model import Message, TextBlock
+from kode_core.model import DeleteDocument, DocumentWrite, Message, PutDocument, TextBlock
 from kode_core.protocols import ExtendedStore
 
 _Q: Final = Capability.QUERYABLE
@@ -81,6 +82,7 @@ class _Walk:
             "the last record of the page goes far back in the order": self._move_down,
             "agents are saved right before and right behind the last record": self._insert,
             "the agent behind the last record is deleted": self._delete_next,
+            "the lists of the agent of the last record are emptied": self._empty,
             "agents are saved before and behind all others": self._insert_outside,
             "the agent of the last record is deleted and saved again": self._replace,
         }
@@ -88,6 +90,11 @@ class _Walk:
     async def _delete(self, agent: str) -> None:
         self.free.add(agent)
         await self._store.delete(agent)
+
+    async def _empty(self, agent: str) -> None:
+        self.free.add(agent)
+        self.moved.add(agent)
+        await self._store.save_turn(agent, messages=[], tool_calls=[])
 
     async def _change(self, agent: str) -> None:
         if self._query.moves or agent not in self.times:
@@ -146,9 +153,9 @@ class _Walk:
 
 @check("QRY-5", "QRY-3", needs=_Q, under=(_D.COMPANY, _D.CHANGES, _D.EQUALS, _D.ORDERS))
 async def writes_at_the_end_of_a_page(ctx: Context) -> None:
-    """Whatever is done between two pages to the last record of the first, deleted, changed, moved in the order, or
-    saved anew, and right before and behind it, each record that is left alone comes exactly once, in pages of every
-    size, in every order.
+    """Whatever is done between two pages to the last record of the first, deleted, removed from its list, changed,
+    moved in the order, or saved anew, and right before and behind it, each record that is left alone comes exactly
+    once, in pages of every size, in every order.
     """
     other = await ctx.another()
     cases = list(itertools.product(_QUERIES, _ORDERS))
@@ -178,6 +185,145 @@ async def _walk(ctx: Context, walk: _Walk, query: _Query, filters: dict[str, Any
             await act(page[-1].agent_id)
             done.append(name)
     walk.judge(ctx, found, f"query_{query.name}({filters}), between whose pages {'; '.join(dict.fromkeys(done))}")
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+_TAGS: Final = {"run": "r1"}
+_OWNERS: Final = ("a", "b", "c")
+_Place = tuple[str, str]
+
+
+class _List(NamedTuple):
+    """A method that gives pages of documents, of the agent b or of all, and the place of each that it gives."""
+
+    name: str
+    given: Mapping[str, Any]
+    owners: tuple[str, ...]
+    place: Callable[[Any], _Place]
+
+
+_OF_B: Final = {"agent_id": "b", "collection": "c"}
+_LISTS: Final = (
+    _List("list_documents", _OF_B, ("b",), lambda one: ("b", one.key)),
+    _List("list_document_keys", _OF_B, ("b",), lambda key: ("b", key)),
+    _List("list_documents", {**_OF_B, "prefix": "k", "start": "k00", "stop": "k~"}, ("b",), lambda one: ("b", one.key)),
+    _List("query_documents", {**_OF_B, "tags": _TAGS, "values": False}, ("b",), lambda one: (one.agent_id, one.key)),
+    _List("query_documents", {"collection": "c", "tags": _TAGS}, _OWNERS, lambda one: (one.agent_id, one.key)),
+)
+
+
+def _lists() -> list[_List]:
+    return [one for one in _LISTS if keeps_tags() or one.name != "query_documents"]
+
+
+def _put(key: str, value: int = 0, *, is_tagged: bool = True) -> PutDocument:
+    return PutDocument("c", key, value, tags=_TAGS) if is_tagged and keeps_tags() else PutDocument("c", key, value)
+
+
+class _DocumentWalk:
+    """The documents that a list gives, and the changes to them between its pages.
+
+    Attributes:
+        stays: the places of the documents that nothing has touched.
+    """
+
+    def __init__(self, store: ExtendedStore, owners: tuple[str, ...]) -> None:
+        self._store = store
+        self.stays = [(agent, f"k{i:02d}") for agent in owners for i in range(_AGENTS // len(owners))]
+
+    async def begin(self) -> None:
+        """Save the documents, and no others."""
+        for agent in _OWNERS:
+            await self._store.delete(agent)
+        for agent, places in itertools.groupby(self.stays, key=lambda place: place[0]):
+            await self._store.write_documents(agent, [_put(key) for _, key in places])
+
+    def acts(self, came: list[_Place], is_reverse: bool) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """The changes, by name, to the last document that came and to its neighbours."""
+        agent, key = came[-1]
+        later = [one for one in self.stays if (one < came[-1] if is_reverse else one > came[-1])]
+        behind = later[-1:] if is_reverse else later[:1]
+        near = [f"{key}!", f"{key[:-1]}{chr(ord(key[-1]) - 1)}~"]
+        return {
+            "the last document of the page is deleted": lambda: self._delete(came[-1:]),
+            "the last document of the page is put again": lambda: self._write(agent, [_put(key, 1)]),
+            "all documents that came are deleted": lambda: self._delete(came),
+            "the last document of the page is deleted and put again": lambda: self._replace(came[-1]),
+            "the documents at the end and at the begin of the pages are deleted": lambda: self._delete(
+                [*came[-1:], *behind]
+            ),
+            "documents are put right before and right behind the last one": lambda: self._write(
+                agent, [_put(one) for one in near]
+            ),
+            "the last document of the page loses its tags": lambda: self._write(agent, [_put(key, 2, is_tagged=False)]),
+            "documents are put before and behind all others": lambda: self._write(
+                agent, [_put("k!"), _put(f"k}}{len(came)}")]
+            ),
+            "the document behind the last one is deleted": lambda: self._delete(behind),
+        }
+
+    async def _write(self, agent: str, writes: list[DocumentWrite]) -> None:
+        await self._store.write_documents(agent, writes)
+
+    async def _delete(self, places: list[_Place]) -> None:
+        self.stays = [place for place in self.stays if place not in places]
+        for agent, some in itertools.groupby(sorted({*places}), key=lambda place: place[0]):
+            await self._write(agent, [DeleteDocument("c", key) for _, key in some])
+
+    async def _replace(self, place: _Place) -> None:
+        await self._delete([place])
+        await self._write(place[0], [_put(place[1], 3)])
+
+
+@check(
+    *("DOC-4", "DOC-8"),
+    needs=Capability.EXTENDED | Capability.DOCUMENTS,
+    under=(_D.COMPANY, _D.CHANGES, _D.ORDERS, _D.INSTANCES),
+)
+async def writes_at_the_end_of_a_page_of_documents(ctx: Context) -> None:
+    """Whatever is done between two pages of documents to the last one of the first, deleted, put again, without its
+    tags, and right before and behind it, each document that is left alone comes exactly once, and none comes twice, in
+    pages of every size, in both directions, by every list and by searches; so it is in a stream.
+    """
+    other = await ctx.another()
+    sizes = (1, 3) if ctx.settings.tier is Tier.QUICK else (1, 2, 3, 4)
+    for number, (size, one, is_reverse) in enumerate(in_time(ctx, itertools.product(sizes, _lists(), (False, True)))):
+        walk, came, done = _DocumentWalk(other, one.owners), list[_Place](), list[str]()
+        await walk.begin()
+        there = [*walk.stays]
+        cursor: str | None = None
+        for step in itertools.count(number):
+            page = await getattr(ctx.store, one.name)(**one.given, limit=size, reverse=is_reverse, cursor=cursor)
+            came += map(one.place, page)
+            cursor = page.next_cursor
+            if cursor is None or len(done) > 2 * _AGENTS:
+                break
+            if came and len(done) < _AGENTS:
+                acts = list(walk.acts(came, is_reverse).items())
+                name, act = acts[step % len(acts)]
+                await act()
+                done.append(name)
+        what = f"{one.name}({dict(one.given)}), reverse={is_reverse}, between whose pages {'; '.join(done)}"
+        ctx.true(cursor is None, f"{what}: they come to no end")
+        ctx.equal(came, sorted({*came}, reverse=is_reverse), f"the order of {what}")
+        stays = [place for place in there if place in walk.stays]
+        ctx.equal([place for place in came if place in stays], stays[:: -1 if is_reverse else 1], what)
+    await _stream(ctx, other)
+
+
+async def _stream(ctx: Context, other: ExtendedStore) -> None:
+    keys = [f"k{i:04d}" for i in range(131 if ctx.settings.tier is Tier.QUICK else 1031)]
+    for is_reverse in (False, True):
+        for start in range(0, len(keys), 100):
+            await other.write_documents("stream", [_put(key) for key in keys[start : start + 100]])
+        streamed = list[str]()
+        async for document in ctx.store.iter_documents("stream", "c", reverse=is_reverse):
+            streamed.append(document.key)
+            if len(streamed) in _CROSSED:
+                await other.delete_document("stream", "c", document.key)
+        what = f"iter_documents, reverse={is_reverse}, while the document that came last was deleted now and then"
+        ctx.equal(streamed, keys[:: -1 if is_reverse else 1], what)
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from kode_conformance.checks.filters import VALUES, equals
 from kode_conformance.context import Context
-from kode_conformance.dimensions import Dimension, twins
+from kode_conformance.dimensions import Dimension, lengths, twins
 from kode_conformance.histories.answers import matches
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
@@ -238,11 +238,50 @@ async def _with_info(store: Any, agent_id: str) -> bool:
     return True
 
 
+_PLACES: Final[Sequence[Callable[[str], Sequence[Any]]]] = (
+    lambda text: [TextBlock(text)],
+    lambda text: [TextBlock("-"), ReasoningBlock(text)],
+    lambda text: [FileBlock(filename=text)],
+    lambda text: [ToolUseBlock("t", "n", {"in": ["-", text]})],
+    lambda text: [ToolResultBlock("t", text)],
+    lambda text: [ToolResultBlock("t", [{"type": "text", "text": text}])],
+    lambda text: [Unknown({"type": "hologram", "deep": {"in": text}})],
+)
+"""The content of a message that has a text, for every place that a text has in a message."""
+
+
+async def _see_long_texts(ctx: Context) -> None:
+    """Texts at the beginning, in the middle and at the end of texts of all lengths, in every place, are found."""
+    most = (ctx.harness.limits.max_payload_bytes or 2**40) // 4
+    every = (257, 1025, 8193, 32_767, 65_537) if ctx.settings.tier is Tier.QUICK else lengths(up_to=most)[6:]
+    sizes: list[int] = []
+    for size in in_time(ctx, [size for size in every if size <= most]):
+        hay = ("hay ", "é")[len(sizes) % 2] * size
+        text = f"First{hay[: size // 2]}Middle{hay[: size // 2]}Final"
+        await ctx.store.append_messages("a", [Message("user", list(place(text))) for place in _PLACES])
+        sizes.append(size)
+    wanted = list(range(len(sizes) * len(_PLACES)))
+    for needle in ("FIRST", "MIDDLE", "final"):
+        filters: Any = {"contains": needle, "agent_id": "a", "order": "asc"}
+        what = f"the positions of {needle!r} in texts of {', '.join(map(str, sizes))} characters"
+        found: list[int] = []
+        cursor: str | None = None
+        for _ in range(4 * len(wanted)):  # a page may be shorter than its limit, even empty
+            page = await ctx.store.query_messages(**filters, cursor=cursor)
+            found += [m.position for m in page]
+            if (cursor := page.next_cursor) is None:
+                break
+        ctx.equal(found, wanted, f"{what}, each in {len(_PLACES)} places")
+        ctx.equal([m.position async for m in ctx.store.iter_messages(**filters)], wanted, f"{what}, by the iterator")
+        ctx.equal(await ctx.store.count_messages(contains=needle, agent_id="a"), len(wanted), f"{what}, counted")
+
+
 @check("QRY-12", "QRY-5", "VAL-4", needs=_Q, under=(_D.LENGTHS, _D.ITEMS))
 async def long_texts_and_many_messages_are_searched_to_the_end(ctx: Context) -> None:
-    """A text is found at the end of a long text, across every place where such a text may be cut, and in the oldest and
-    the newest of many messages; a long text is found, too.
+    """A text is found at the begin, in the middle and at the end of texts of all lengths and in every place, wherever
+    they may be cut, and in the oldest and the newest of many messages; a long text is found, too.
     """
+    await _see_long_texts(ctx)
     sizes = (65_500, 131_000) if ctx.settings.tier is Tier.QUICK else (4_000, 8_100, 65_500, 131_000, 1_000_000)
     for i, size in enumerate(sizes):
         pieces = [f"{'ß' if i % 2 else 'x'}" * size, *(f"|{n:04}|" for n in range(20)), "Needle"]

@@ -1,10 +1,12 @@
-"""QRY-8, OPS-6, OPS-13: reads while the database is out of reach, and next to reads that are refused or that fail."""
+"""QRY-8, OPS-6, OPS-13: reads while the database is out of reach, and next to reads that are older, refused or fail."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from kode_conformance.calls.methods import calls_of, drive_pages
@@ -12,11 +14,13 @@ from kode_conformance.context import Context, Unverified, difference
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import keeps_documents, keeps_tags
 from kode_conformance.instruments.layering import Trouble
+from kode_conformance.instruments.pace import in_time
 from kode_conformance.kills.writes import missing_kinds, overwrite, portrait, seed
 from kode_conformance.registry import Capability, check
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_core.engine import Engine
-from kode_core.errors import InvalidArgumentError, StorageError, StoreUnavailableError
+from kode_core.errors import InvalidArgumentError, StorageError, StoreBusyError, StoreUnavailableError
 from kode_core.layers import Layer
 from kode_core.protocols import ExtendedStore
 
@@ -76,21 +80,30 @@ class _Away(Layer):
         return await call(*args, **kwargs)
 
 
-async def _change(store: ExtendedStore, agent_id: str) -> None:
-    """Replace every record that a read shows."""
-    await store.append_messages(agent_id, samples.messages(2, 500))
-    await store.upsert_tool_call_records(agent_id, [samples.tool_call(500)])
-    await store.append_events(agent_id, samples.events(2, 500))
-    await store.save_todos(agent_id, samples.todos("changed"))
-    await store.save_info(agent_id, samples.info(agent_id, template_id="changed", metadata={"userId": "changed"}))
-    await store.save_snapshot(agent_id, samples.snapshot("s", count=5))
-    await store.save_history_window(agent_id, samples.window("changed"))
-    await store.save_compression_record(agent_id, samples.compression("changed"))
-    await store.save_recovered_file(agent_id, samples.recovered("changed"))
-    await store.save_media_cache(agent_id, [samples.media("changed")])
+def _writes(agent_id: str, text: str = "changed") -> list[Callable[[ExtendedStore], Awaitable[object]]]:
+    """Calls that together replace every record that a read shows; another text makes others."""
+    info = samples.info(agent_id, template_id=text, metadata={"userId": text})
+    calls: list[Callable[[ExtendedStore], Awaitable[object]]] = [
+        lambda s: s.append_messages(agent_id, [*samples.messages(1, 500), samples.message(text=text)]),
+        lambda s: s.upsert_tool_call_records(agent_id, [samples.tool_call(500, result=text)]),
+        lambda s: s.append_events(agent_id, [*samples.events(1, 500), samples.event(501, text=text)]),
+        lambda s: s.save_todos(agent_id, samples.todos(text)),
+        lambda s: s.save_info(agent_id, info),
+        lambda s: s.save_snapshot(agent_id, samples.snapshot("s", count=5).replace(metadata={"of": text})),
+        lambda s: s.save_history_window(agent_id, samples.window(text)),
+        lambda s: s.save_compression_record(agent_id, samples.compression(text)),
+        lambda s: s.save_recovered_file(agent_id, samples.recovered(text)),
+        lambda s: s.save_media_cache(agent_id, [samples.media(text)]),
+    ]
     if keeps_documents():
         tags: Any = {"tags": {"run": "r1"}} if keeps_tags() else {}
-        await store.put_document(agent_id, "c", "k", "changed", **tags)
+        calls.append(lambda s: s.put_document(agent_id, "c", "k", text, **tags))
+    return calls
+
+
+async def _change(store: ExtendedStore, agent_id: str) -> None:
+    for write in _writes(agent_id):
+        await write(store)
 
 
 _CHANGES: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[object]]]] = {
@@ -142,6 +155,135 @@ async def _outcome(call: Awaitable[Any]) -> Any:
         return await call
     except Exception as exc:  # noqa: BLE001 - the caller judges it
         return exc
+
+
+# --- next to older reads ----------------------------------------------------------------------------------------------
+
+
+class _Holding(Layer):
+    """Holds the answer of each call of the engine, while it is to.
+
+    Attributes:
+        held: how many calls it has held.
+    """
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner)
+        self.held = 0
+        self._let_go: asyncio.Event | None = None
+
+    def hold(self) -> None:
+        """Hold the answers of all later calls."""
+        self.held, self._let_go = 0, asyncio.Event()
+
+    def read_on(self) -> asyncio.Event:
+        """Hold no later call; the answers that are held go on when the event is set."""
+        let_go, self._let_go = self._let_go, None
+        assert let_go is not None
+        return let_go
+
+    async def around(self, verb: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        let_go = self._let_go
+        found = await call(*args, **kwargs)
+        if let_go is not None and verb != "commit":
+            self.held += 1
+            await let_go.wait()
+        return found
+
+
+async def _see_that_all_is_kept(ctx: Context) -> None:
+    await _fill(ctx.store, "all")
+    ctx.equal(missing_kinds(await portrait(ctx.store, "all")), [], "the kinds without records")
+
+
+_HELD_S: Final = 0.2
+_TURNS: Final = (0, 1, 3)
+"""How many turns of the loop after the older reads went on the new ones begin."""
+
+
+def _begin(store: ExtendedStore, reads: Iterable[tuple[str, Mapping[str, Any]]]) -> list[asyncio.Future[Any]]:
+    """All of the reads, under way; an error is a result."""
+    return [asyncio.ensure_future(_outcome(_read(store, *read))) for read in reads]
+
+
+async def _held(ctx: Context, store: ExtendedStore, layer: _Holding, reads: Reads) -> list[asyncio.Future[Any]]:
+    """Begin all of the reads, and wait until each of them has read, or has ended; a store may not let all of them read
+    at once.
+    """
+    layer.hold()
+    older = _begin(store, reads.values())
+    begun = time.monotonic()
+    while layer.held + sum(one.done() for one in older) < len(older):
+        if time.monotonic() - begun > _HELD_S * ctx.harness.patience:
+            break
+        await asyncio.sleep(0.001)
+    return older
+
+
+@check("QRY-8", needs=_E, under=(_D.COMPANY, _D.CHANGES, _D.INSTANCES))
+async def a_read_gives_what_was_written_before_it_began(ctx: Context) -> None:
+    """A read by any method that begins after a write has returned sees it, though an older read of the same, which saw
+    the records of before, is still under way in the same instance, or ends at that moment.
+    """
+    layers: list[_Holding] = []
+
+    def put(engine: Engine) -> Engine:
+        layers.append(_Holding(engine))
+        return layers[-1]
+
+    store, reads = await ctx.another(put), _reads(ctx, "a")
+    await _see_that_all_is_kept(ctx)
+    for turns in in_time(ctx, (None, *_TURNS)):
+        for what, change in _CHANGES.items():
+            older = await _held(ctx, store, layers[-1], reads)
+            let_go = layers[-1].read_on()
+            try:
+                await change(ctx.store, "a")
+                if turns is not None:
+                    let_go.set()
+                for _ in range(turns or 0):
+                    await asyncio.sleep(0)
+                newer = _begin(store, reads.values())
+                for _ in range(10 if turns is None else 0):  # they meet the older ones
+                    await asyncio.sleep(0)
+            finally:
+                let_go.set()
+            found = await asyncio.gather(*newer)
+            await asyncio.wait(older)
+            wanted = [await _read(ctx.store, *read) for read in reads.values()]
+            moment = "was under way" if turns is None else "came to its end"
+            for name, one, expected in zip(reads, found, wanted, strict=True):
+                # so many reads of one agent at once may hold each other up
+                given = await _read(store, *reads[name]) if isinstance(one, StoreBusyError) else one
+                ctx.equal(given, expected, f"{name} of an agent that {what} while an older read {moment}")
+
+
+@check("QRY-8", needs=_E, tier=Tier.STANDARD, stochastic=True, under=(_D.COMPANY, _D.CHANGES, _D.INSTANCES))
+async def a_read_among_many_gives_what_was_written_before(ctx: Context) -> None:
+    """While one instance makes a read again and again, by any method, the same read that begins after a write of it, or
+    of another instance, has returned sees the write, whatever it has written.
+    """
+    other, reads = await ctx.another(), _reads(ctx, "a")
+    await _see_that_all_is_kept(ctx)
+    await _fill(ctx.store, "a")
+    cases = [*itertools.product(reads, range(len(_writes("a")) + 1))]
+    ctx.rng.shuffle(cases)
+    for number, (name, kind) in enumerate(in_time(ctx, cases)):
+        writes = _writes("a", f"changed {number}")
+        writes.append(lambda store: store.delete("a"))
+        older = _begin(other, [reads[name]])
+        for _ in range(number % 4):  # it may have read by then
+            await asyncio.sleep(0)
+        write = asyncio.ensure_future(writes[kind]((ctx.store, other)[number % 2]))
+        while not write.done():
+            if older[-1].done():
+                older += _begin(other, [reads[name]])
+            await asyncio.sleep(0)
+        write.result()
+        found = await _read(other, *reads[name])
+        await asyncio.gather(*older)
+        case = f"{name} that began after write {number + 1}, while an older read of the same was under way"
+        ctx.equal(found, await _read(ctx.store, *reads[name]), case)
 
 
 # --- next to reads that are refused or fail ---------------------------------------------------------------------------

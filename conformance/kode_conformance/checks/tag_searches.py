@@ -101,11 +101,14 @@ async def documents_are_found_by_all_their_tags(ctx: Context) -> None:
 @check("DOC-8", "QRY-4", needs=_N, under=(_D.ITEMS, _D.NUMBERS, _D.INSTANCES))
 async def pages_of_tags_give_every_document_once(ctx: Context) -> None:
     """However many documents there are, pages of any limit, continued in another instance, give each once; all but the
-    last are as long as the limit; a limit of 0 gives none.
+    last are as long as the limit; a limit of 0 gives none. Several tags find exactly the documents that have each of
+    them, however many have one of them alone.
     """
     other, put = await ctx.another(), 0
     for count in sizes_in_time(ctx, counts(ctx.settings.tier, most=1025)):
-        news = [PutDocument("c", f"k{i:05}", i, tags={"run": "r1", "n": str(i % 2)}) for i in range(put, count)]
+        news = [
+            PutDocument("c", f"k{i:05}", i, tags={"run": "r1", "n": str(i % 2), "i": str(i)}) for i in range(put, count)
+        ]
         for start in range(0, len(news), 100):
             await ctx.store.write_documents(f"a{start // 300}", news[start : start + 100])
         put = max(put, count)
@@ -127,8 +130,29 @@ async def pages_of_tags_give_every_document_once(ctx: Context) -> None:
             ctx.equal([(one.agent_id, one.key) for one in found], places, f"pages of {limit} of {count}")
         odd = [place for place in places if int(place[1][1:]) % 2]
         ctx.equal(await found_by(other, {"n": "1"}), odd, f"half of {count}")
+        if count > 25:
+            await _see_several_tags(ctx, places)
         none = await ctx.store.query_documents("c", {"run": "r1"}, limit=0)
         ctx.equal((list(none), none.next_cursor), ([], None), f"a page of limit 0 of {count}")
+
+
+async def _see_several_tags(ctx: Context, places: Sequence[tuple[str, str]]) -> None:
+    """Two and three of the tags of the first, a middle and the last document, in every order, find it, or half of all,
+    over all agents and of one.
+    """
+    count = len(places)
+    for at, reverse in in_time(ctx, itertools.product((0, count // 2, count - 1), (False, True))):
+        number = int(places[at][1][1:])
+        every = [("run", "r1"), ("n", str(number % 2)), ("i", str(number))]
+        for turn, tags in enumerate([*itertools.permutations(every, 2), *itertools.permutations(every)]):
+            asked: dict[str, Any] = {name: [value, "none"] if turn % 2 else value for name, value in tags}
+            half = [one for one in places if int(one[1][1:]) % 2 == number % 2]
+            wanted = places[at : at + 1] if every[2] in tags else half
+            for given in ({}, {"agent_id": places[at][0]}):
+                mine = [one for one in wanted if one[0] == given.get("agent_id", one[0])]
+                found = await found_by(ctx.store, asked, limit=10_000, reverse=reverse, **given)
+                what = f"{asked} among {count}, of {given or 'all agents'}, reverse={reverse}"
+                ctx.equal(found, mine[::-1] if reverse else mine, what)
 
 
 @check("DOC-8", "OPS-17", needs=_N, under=(_D.NUMBERS, _D.LOOKALIKES, _D.LENGTHS))

@@ -15,8 +15,8 @@ from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from kode_conformance.values.fields import Field, Holds, fields_of, full, put
 from kode_conformance.values.kinds import kinds
-from kode_conformance.values.many import all_of, same
-from kode_core.model import Record
+from kode_conformance.values.many import all_of, at_once, same
+from kode_core.model import Message, Record
 from kode_core.protocols import ExtendedStore
 from kode_core.query import MAX_LIMIT
 
@@ -73,6 +73,8 @@ _FEWER: Final = 1001
     "QRY-7",
     "QRY-5",
     "QRY-6",
+    "QRY-10",
+    "QRY-11",
     "EVT-4",
     "VAL-4",
     "TURN-1",
@@ -81,9 +83,9 @@ _FEWER: Final = 1001
     under=(_D.ITEMS, _D.INSTANCES),
 )
 async def ten_thousand_in_one_turn(ctx: Context) -> None:
-    """More than ten thousand messages, tool calls and events of one turn are all there: the info, sessions and
-    statistics count them, after each change too, pages of the largest limit give them all, and the first event again
-    is a repeat.
+    """More than ten thousand messages, tool calls and events of one turn are all there: the info, sessions, statistics,
+    counts and groups count them, after each change too, pages of the largest limit give them all, and the first event
+    again is a repeat.
     """
     other = await ctx.another()
     for count in sizes_in_time(ctx, (_FEWER, _MANY)):
@@ -129,20 +131,69 @@ async def _counted(ctx: Context, store: ExtendedStore, agent_id: str, messages: 
     ctx.equal(stats.tool_calls_by_state, {"COMPLETED": calls}, f"{calls} tool calls by state")
     names = {f"n{i}": len(range(i, calls, 3)) for i in range(3)}
     ctx.equal(dict(sorted(stats.tool_calls_by_name.items())), names, f"{calls} tool calls by name")
+    await _grouped(ctx, store, "messages", {"agent_id": agent_id}, {"agent_id": {agent_id: messages}})
+    by_name = {"agent_id": {agent_id: calls}, "tool_name": names, "state": {"COMPLETED": calls}}
+    await _grouped(ctx, store, "tool_calls", {"agent_id": agent_id}, by_name)
+
+
+async def _grouped(
+    ctx: Context, store: ExtendedStore, kind: str, filters: Mapping[str, Any], wanted: Mapping[str, Mapping[str, int]]
+) -> None:
+    """The count, and the groups by each of these names, of the records that match the filters."""
+    for name, numbers in wanted.items():
+        case = f"of {sum(numbers.values())} {kind} by {dict(filters)}"
+        ctx.equal(await getattr(store, f"count_{kind}")(**filters), sum(numbers.values()), f"the count {case}")
+        for by in (name, ["day", name] if name != "agent_id" else [name, "day"]):
+            found: dict[str, int] = {}
+            for group in await getattr(store, f"group_{kind}")(by, **filters):
+                found[group.values[name]] = found.get(group.values[name], 0) + group.count
+            some = {value: count for value, count in numbers.items() if count}
+            ctx.equal(dict(sorted(found.items())), some, f"the groups by {by} {case}")
+
+
+@check("QRY-10", "QRY-11", needs=Capability.QUERYABLE, tier=Tier.STANDARD, under=(_D.ITEMS, _D.INSTANCES))
+async def ten_thousand_agents_are_counted(ctx: Context) -> None:
+    """More than ten thousand sessions, and the messages and tool calls of as many agents, are counted to the last, in
+    groups too, by every kind of filter.
+    """
+    other, there = await ctx.another(), 0
+    for count in sizes_in_time(ctx, (_FEWER, _MANY)):
+        await at_once((_save(ctx.store, f"a{i}") for i in range(there, count)), 100)
+        there = count
+        for kind, (name, value) in _GROUPS.items():
+            for filters in _FILTERS[kind]:
+                await _grouped(ctx, other, kind, filters, {name: {value: count}})
+
+
+_GROUPS: Final = {"sessions": ("template_id", "t"), "messages": ("role", "user"), "tool_calls": ("tool_name", "n")}
+_FILTERS: Final[Mapping[str, Sequence[Mapping[str, Any]]]] = {
+    "sessions": ({}, {"created_after": samples.T0}, {"template_id": "t"}, {"user_id": "u"}, {"metadata": {"k": 1}}),
+    "messages": ({}, {"role": "user"}, {"content_type": "text"}, {"contains": "WORD"}, {"metadata": {"k": 1}}),
+    "tool_calls": ({}, {"tool_name": "n"}, {"state": "COMPLETED"}, {"is_error": False}, {"has_approval": False}),
+}
+"""By the kind of record, filters that all records match that :func:`_save` makes."""
+
+
+async def _save(store: ExtendedStore, agent_id: str) -> None:
+    info = samples.info(agent_id, template_id="t", metadata={"userId": "u", "k": 1})
+    call = samples.tool_call(0, name="n", audit_trail=[])
+    await store.save_turn(
+        agent_id, info=info, messages=[Message("user", "a word", metadata={"k": 1})], tool_calls=[call]
+    )
 
 
 _OF_16_BITS: Final = 32_769
 
 
 @check(
-    *("MSG-6", "QRY-7"),
+    *("MSG-6", "QRY-7", "QRY-10", "QRY-11"),
     needs=Capability.QUERYABLE,
     tier=Tier.STANDARD,
     under=(_D.ITEMS, _D.NUMBERS, _D.INSTANCES),
 )
 async def counts_go_past_16_bits(ctx: Context) -> None:
-    """Messages and tool calls that are more than a number of 16 bits counts are counted by info, sessions and
-    statistics, also after the next append and after a cut.
+    """Messages and tool calls that are more than a number of 16 bits counts are counted by info, sessions, statistics,
+    counts and groups, also after the next append and after a cut.
     """
     other, there, message = await ctx.another(), 0, samples.message(text="x")
     three = [samples.tool_call(i, audit_trail=[], name=f"n{i}") for i in range(3)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 from msgspec.structs import replace
 
@@ -197,3 +198,21 @@ class MoreGroupsAreLeftOut(Layer):
 
     async def group(self, query: SessionQuery | RowQuery, grouping: Grouping) -> GroupRows:
         return (await super().group(query, grouping))[:MAX_GROUPS]
+
+
+@mutant(
+    "QRY-11",
+    killed_by="MSG-6.ten_thousand_in_one_turn",
+    source="MongoDB: a $limit before the $group, against groups that take too long",
+    witness=seen(
+        lambda s: s.save_messages("a", samples.messages(5001)),
+        lambda s: s.group_messages("agent_id", agent_id="a"),
+    ),
+    tier=Tier.STANDARD,
+    slow=True,
+)
+class GroupsHaveFiveThousand(Wrapper):
+    """Counts 5,000 messages in a group of more."""
+
+    async def group_messages(self, by: Any, **filters: Any) -> Any:
+        return [replace(one, count=min(one.count, 5000)) for one in await self.inner.group_messages(by, **filters)]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kode_conformance.context import Context
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
+from kode_conformance.values.many import at_once
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import Wrapper, mutant
@@ -261,3 +264,24 @@ class CountsAPage(Wrapper):
 
     async def count_messages(self, **filters: Any) -> Any:
         return min(1000, await self.inner.count_messages(**filters))
+
+
+async def _many_sessions(ctx: Context) -> object:
+    await at_once(ctx.store.save_info(f"{i}", samples.info(f"{i}")) for i in range(5001))
+    return await ctx.store.count_sessions(template_id=samples.info("a").template_id)
+
+
+@mutant(
+    "QRY-10",
+    killed_by="ten_thousand_agents_are_counted",
+    source="SELECT count(*) FROM (SELECT 1 ... LIMIT 5000), for the sake of a fast first page",
+    witness=_many_sessions,
+    tier=Tier.STANDARD,
+    slow=True,
+)
+class CountsFiveThousandSessions(Wrapper):
+    """Counts 5,000 sessions when more match a filter."""
+
+    async def count_sessions(self, **filters: Any) -> Any:
+        found = await self.inner.count_sessions(**filters)
+        return min(5000, found) if filters else found

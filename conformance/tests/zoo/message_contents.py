@@ -11,7 +11,7 @@ from kode_conformance.histories.answers import texts_in
 from conformance.tests.zoo.base import Wrapper, mutant
 from conformance.tests.zoo.witnesses import seen, the
 from kode_core.errors import InvalidArgumentError
-from kode_core.model import Message, TextBlock, ToolResultBlock, ToolUseBlock
+from kode_core.model import Message, ReasoningBlock, TextBlock, ToolResultBlock, ToolUseBlock
 from kode_core.query import Page
 
 
@@ -109,6 +109,21 @@ class TextsAcrossPiecesAreMissed(_Misses):
     def sees(self, message: Any, text: str) -> bool:
         pieces = (one[i : i + 65_536] for one in texts_in(message) for i in range(0, len(one), 65_536))
         return any(text.casefold() in piece.casefold() for piece in pieces)
+
+
+@mutant(
+    "QRY-12",
+    killed_by="long_texts_and_many_messages_are_searched_to_the_end",
+    source="a column of an index that is cut, where only results of tools were expected to be long",
+    witness=_of(Message("assistant", [ReasoningBlock("x" * 9_000 + "needle")]), contains="needle"),
+)
+class LongTextsOfAgentsAreCut(_Misses):
+    """Sees the first 8,191 characters of each text, but for results of tools, which it reads whole."""
+
+    def sees(self, message: Any, text: str) -> bool:
+        whole = any(type(block) is ToolResultBlock for block in message.content)
+        texts = (one if whole else one[:8_191] for one in texts_in(message))
+        return any(text.casefold() in one.casefold() for one in texts)
 
 
 class _Finds(Wrapper):

@@ -287,6 +287,31 @@ class CutsTheLimitOfASearch(EngineStore):
         return await super().query_documents(collection, tags, **given)
 
 
+async def _by_two_tags(ctx: Context) -> object:
+    puts = [PutDocument("c", f"k{i:03}", i, tags={**RUN, "n": str(i)}) for i in range(501)]
+    await ctx.store.write_documents("a", puts)
+    return await found_by(ctx.store, {"n": "500", **RUN})
+
+
+@mutant(
+    "DOC-8",
+    killed_by="pages_of_tags_give_every_document_once",
+    source="Redis: ZRANGE of each tag with a limit, intersected in the client",
+    witness=_by_two_tags,
+)
+class IntersectsPagesOfTags(EngineStore):
+    """Finds by two tags only documents that are among the first 500 of the second one."""
+
+    async def query_documents(self, collection: Any, tags: Any, **given: Any) -> Page[FoundDocument]:
+        page = await super().query_documents(collection, tags, **given)
+        if not page or len(tags) != 2:
+            return page
+        *_, last = tags.items()
+        some = await super().query_documents(collection, dict([last]), limit=500, values=False)
+        among = {(one.agent_id, one.key) for one in some}
+        return Page([one for one in page if (one.agent_id, one.key) in among], page.next_cursor, page.left_out)
+
+
 async def _second_page(ctx: Context) -> object:
     for key in "klmn":
         await ctx.store.put_document("a", "c", key, 1, tags=RUN)

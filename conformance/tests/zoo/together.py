@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -11,10 +12,13 @@ from itertools import groupby
 from typing import Any, Final
 
 from kode_conformance.context import Context
+from kode_conformance.settings import Tier
 from kode_conformance.values import samples
 
 from conformance.tests.zoo.base import Wrapper, mutant
 from conformance.tests.zoo.witnesses import seen, the
+from kode_core.batch import Doc, DocKind
+from kode_core.layers import Layer
 from kode_core.store import EngineStore
 
 
@@ -156,3 +160,74 @@ def _in_whole_hours(filters: dict[str, Any]) -> dict[str, Any]:
         )
 
     return {name: of(value) for name, value in filters.items()}
+
+
+# --- reads that are shared --------------------------------------------------------------------------------------------
+
+
+async def _next_to_an_older(ctx: Context) -> object:
+    """The todos that are loaded after a save, while an older load is under way."""
+    other = await ctx.another()
+    await ctx.store.save_todos("a", samples.todos("old"))
+    older = asyncio.ensure_future(other.load_todos("a"))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await ctx.store.save_todos("a", samples.todos("new"))
+    found = await other.load_todos("a")
+    await older
+    return found
+
+
+@mutant(
+    "QRY-8",
+    killed_by="a_read_gives_what_was_written_before_it_began",
+    source="Go's singleflight: one load for all who ask meanwhile",
+    witness=_next_to_an_older,
+)
+class JoinsTheLoadUnderWay(EngineStore):
+    """Gives to a load of todos what a load that began earlier has read, if that is still under way."""
+
+    def __init__(self, opener: Any, **options: Any) -> None:
+        super().__init__(opener, **options)
+        self._loads: dict[str, asyncio.Task[Any]] = {}
+
+    async def load_todos(self, agent_id: str) -> Any:
+        load = self._loads.get(agent_id)
+        if load is None:
+            load = self._loads[agent_id] = asyncio.ensure_future(self._load_todos(agent_id))
+            load.add_done_callback(lambda _: self._loads.pop(agent_id))
+        return copy.deepcopy(await asyncio.shield(load))
+
+    async def _load_todos(self, agent_id: str) -> Any:
+        found = await super().load_todos(agent_id)
+        await asyncio.sleep(0.02)  # the answer is on its way
+        return found
+
+
+@mutant(
+    "QRY-8",
+    killed_by="a_read_among_many_gives_what_was_written_before",
+    source="requests to a server that are put together by their address",
+    witness=_next_to_an_older,
+    tier=Tier.STANDARD,
+    slow=True,
+)
+class JoinsTheRequestUnderWay(Layer):
+    """Sends no request for documents of a kind while the same one is under way, and gives its answer."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self._requests: dict[Any, asyncio.Task[Any]] = {}
+
+    async def docs(self, agent_id: str, kind: DocKind, key: str | None = None) -> Sequence[Doc]:
+        asked = (agent_id, kind, key)
+        request = self._requests.get(asked)
+        if request is None:
+            request = self._requests[asked] = asyncio.ensure_future(self._ask(*asked))
+            request.add_done_callback(lambda _: self._requests.pop(asked))
+        return await asyncio.shield(request)
+
+    async def _ask(self, agent_id: str, kind: DocKind, key: str | None) -> Sequence[Doc]:
+        found = await super().docs(agent_id, kind, key)
+        await asyncio.sleep(0.005)  # the answer is on its way
+        return found
