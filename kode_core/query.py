@@ -233,8 +233,8 @@ class _FilterArguments:
         for name in filters:
             if name not in known:
                 near = nearest(name, known)
-                hint = f"; did you mean {near!r}?" if near else f"; known are {', '.join(sorted(known))}"
-                raise InvalidArgumentError(f"unknown filter {name!r} for {kind}{hint}")
+                hint = f"did you mean {near!r}?" if near else f"known are {', '.join(sorted(known))}"
+                raise InvalidArgumentError(f"unknown filter {name!r} for {kind}; {hint}")
 
     def take(self, name: str, check: Callable[[str, Any], Any]) -> Any:
         if name not in self.filters:
@@ -247,22 +247,17 @@ class _FilterArguments:
     def any_of(self, name: str, check: Callable[[str, Any], str]) -> Wanted | None:
         """The value of the filter, or the values of its list in the form that equal lists have."""
         given = self.take(name, lambda _, value: value)
-        if given is None:
-            return None
-        if type(given) is str:
-            return check(name, given)
+        if given is None or type(given) is str:
+            return None if given is None else check(name, given)
         wanted = sorted({check(name, one) for one in different_values(name, given, _text)})
         return wanted[0] if len(wanted) == 1 else tuple(wanted)
 
     def agents(self) -> Wanted | Within | None:
-        """The agent, the agents, or the range of agents, which this library's own commands ask for.
-
-        A prefix that no id can have finds nothing, so that no engine gets a text that it may not take.
-        """
+        """The agent, the agents, or the range of agents, which commands ask for; empty if no id can be in the range."""
         given = self.filters.get("agent_id")
-        if isinstance(given, Within):
-            return given if can_begin(given.prefix) else ()
-        return self.any_of("agent_id", _agent_id)
+        if not isinstance(given, Within):
+            return self.any_of("agent_id", _agent_id)
+        return given if can_begin(given.prefix) else ()
 
     def where(self, **columns: Callable[[str, Any], Any]) -> tuple[tuple[str, Wanted | bool], ...]:
         """The values of the columns, which have the names of their filters."""

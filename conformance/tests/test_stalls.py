@@ -59,11 +59,12 @@ class _Harness(MemoryHarness):
 
 class _Clock:
     """The clocks of this process, which step ahead before some of the calls of an event loop, as if it had stood still
-    then, and whenever there is nothing to do but wait, so that waiting takes no time.
+    then, and whenever there is nothing to do but wait, so that waiting takes no time. They go on by themselves while a
+    thread works.
     """
 
     def __init__(self, stalls: Collection[int]) -> None:
-        self.calls = 0
+        self.calls = self.working = 0
         self.ahead = 0.0
         self._stalls = stalls
 
@@ -78,14 +79,24 @@ class _Clock:
 def _stalling(stalls: Collection[int] = ()) -> Iterator[_Clock]:
     clock = _Clock(stalls)
     run, once = events.Handle._run, base_events.BaseEventLoop._run_once  # type: ignore[attr-defined]
+    in_executor = base_events.BaseEventLoop.run_in_executor
     monotonic, counter, now, now_ns = time.monotonic, time.perf_counter, time.time, time.time_ns
 
     def run_counted(self: Any) -> None:
         clock.call()
         run(self)
 
+    def run_in_executor(self: Any, *call: Any) -> Any:
+        def done(_: object) -> None:
+            clock.working -= 1
+
+        clock.working += 1
+        future = in_executor(self, *call)
+        future.add_done_callback(done)
+        return future
+
     def run_once(self: Any) -> None:
-        if not self._ready and self._scheduled:
+        if not self._ready and self._scheduled and not clock.working:
             wait = self._scheduled[0]._when - self.time()
             self._process_events(self._selector.select(0.0005))
             if not self._ready:
@@ -95,6 +106,7 @@ def _stalling(stalls: Collection[int] = ()) -> Iterator[_Clock]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(events.Handle, "_run", run_counted)
         patch.setattr(base_events.BaseEventLoop, "_run_once", run_once)
+        patch.setattr(base_events.BaseEventLoop, "run_in_executor", run_in_executor)
         patch.setattr(time, "monotonic", lambda: monotonic() + clock.ahead)
         patch.setattr(time, "perf_counter", lambda: counter() + clock.ahead)
         patch.setattr(time, "time", lambda: now() + clock.ahead)

@@ -45,7 +45,9 @@ _KINDS: Final[dict[int, type[StorageError]]] = {
 def system_error(exc: OSError, problem: str) -> StorageError:
     """The error of this library for one of the system: no room, no permission, or another; *problem* begins it."""
     kind = _KINDS.get(exc.errno or 0, StoreUnavailableError)
-    words = "a part of the path is a file, and not a folder" if exc.errno == errno.ENOTDIR else exc.strerror or exc
+    words = exc.strerror or str(exc)
+    if words == os.strerror(errno.ENOTDIR):
+        words = "a part of the path is a file, and not a folder"
     return kind(f"{problem}: {words}")
 
 

@@ -56,9 +56,13 @@ class GivesEveryThousandthOffset(Wrapper):
         found = await self.inner.emit_many(agent_id, events, **given)
         return [event.replace(offset=event.offset * _STEP) for event in found]
 
+    async def load_agent(self, agent_id: str, **given: Any) -> Any:
+        found = await self.inner.load_agent(agent_id, **given)
+        return found and found.replace(event_offsets=[offset * _STEP for offset in found.event_offsets])
+
     async def prune(self, agent_id: str, *, events_before_offset: Any = None, **given: Any) -> Any:
         before = events_before_offset
-        is_offset = type(before) is int and -(2**63) <= before < 2**63
+        is_offset = type(before) is int and 0 <= before < 2**63  # another one is refused as it is
         step = -(-before // _STEP) if is_offset else before
         return await self.inner.prune(agent_id, events_before_offset=step, **given)
 

@@ -842,7 +842,7 @@ async def _turns_at_once(ctx: Context) -> object:
         for i in range(10):
             await store.save_turn("a", append=talk("x"), events=[samples.event(100 * name + i)])
 
-    await asyncio.gather(*(turns(store, i) for i, store in enumerate(stores)))
+    await asyncio.gather(*(turns(store, i) for i, store in enumerate(stores)), return_exceptions=True)
     return len(await ctx.store.load_messages("a")), len([e async for e in ctx.store.read_events("a")])
 
 
