@@ -1,10 +1,13 @@
-"""The texts of files that users write: editors and shells of Windows put byte order marks at their beginning."""
+"""The texts of files that users write: with byte order marks, as on Windows, or compressed."""
 
 from __future__ import annotations
 
 import codecs
+from typing import Any, Final
 
-__all__ = ["OtherEncodingError", "decoded", "unmarked"]
+__all__ = ["OtherEncodingError", "decoded", "gunzipped", "unmarked"]
+
+_GZIP: Final = b"\x1f\x8b"
 
 
 class OtherEncodingError(UnicodeError):
@@ -34,3 +37,12 @@ def decoded(raw: bytes) -> str:
         return unmarked(raw).decode()
     except UnicodeDecodeError:
         raise OtherEncodingError("it is not UTF-8") from None
+
+
+def gunzipped(file: Any) -> Any:
+    """A file that reads *file*, which has ``peek``, unpacked if it is compressed with gzip."""
+    if not file.peek(len(_GZIP)).startswith(_GZIP):
+        return file
+    import gzip  # few files are compressed
+
+    return gzip.GzipFile(fileobj=file)

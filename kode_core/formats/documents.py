@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from io import BufferedIOBase, BufferedReader
 from itertools import chain, islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
-from kode_core.authoring.encodings import unmarked
+from kode_core.authoring.encodings import gunzipped, unmarked
 from kode_core.authoring.lines import MAX_TEXT, BoundedLines, Line, LongTextError
 from kode_core.errors import InvalidArgumentError
 from kode_core.jsonvalue import decode_json
@@ -21,7 +19,6 @@ from kode_core.model import Json
 
 __all__ = ["SQLITE", "Document", "first_lines", "read_documents"]
 
-_GZIP: Final = b"\x1f\x8b"
 SQLITE: Final = b"SQLite format 3\0"
 """The beginning of a file of SQLite."""
 _HEAD: Final = 1 << 20
@@ -89,7 +86,7 @@ def read_documents(path: Path, is_part: Callable[[Json], bool]) -> Iterator[Docu
 def first_lines(path: Path, number: int) -> list[bytes]:
     """The first whole lines of a file, unpacked, up to a megabyte of them; none if it cannot be read."""
     try:
-        with path.open("rb") as packed, _unpacked(packed) as file:
+        with path.open("rb") as packed, gunzipped(packed) as file:
             return unmarked(file.read(_HEAD)).splitlines()[:number]
     except (UnicodeError, OSError, EOFError, zlib.error):
         return []
@@ -104,7 +101,7 @@ def _documents(lines: Iterable[Line]) -> Iterator[Document]:
 def _lines(path: Path) -> Iterator[Line]:
     """The lines that are not blank."""
     try:
-        with path.open("rb") as packed, _unpacked(packed) as file:
+        with path.open("rb") as packed, gunzipped(packed) as file:
             for line in BoundedLines(file, MAX_TEXT):
                 text = unmarked(line.text) if line.number == 1 else line.text
                 if line.problem is not None or text.strip():
@@ -125,10 +122,6 @@ def _held(lines: Iterator[Line]) -> tuple[list[Line], bool]:
         if is_long and len(held) > 1:
             break
     return held, not is_long
-
-
-def _unpacked(file: BufferedReader) -> BufferedIOBase:
-    return gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == _GZIP else file
 
 
 def _is_json(text: bytes) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from kode_core.authoring.drafts import draft_of
-from kode_core.authoring.encodings import unmarked
+from kode_core.authoring.encodings import gunzipped, unmarked
 from kode_core.authoring.files import make_file, system_error
 from kode_core.authoring.lines import BoundedLines, Line
 from kode_core.errors import ArchiveError, BackendImportError, InvalidArgumentError, KodeError
@@ -28,7 +28,6 @@ LINE_COST: Final = 512
 """The bytes that each line counts for besides its own: a record takes memory, however short it is."""
 MAX_HEADER: Final = 2**20
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
-_GZIP: Final = b"\x1f\x8b"
 _CHUNK: Final = 2**20
 _BEGIN: Final = 64
 _LEVEL: Final = 6
@@ -46,10 +45,7 @@ def _packing(name: str, raw: IO[bytes]) -> Any:
 
 def _unpacking(raw: Any) -> Any:
     """A file that reads *raw*, which is compressed or not."""
-    begin = raw.peek(len(_ZSTD))
-    if begin.startswith(_ZSTD):
-        return _zstd().open(raw, "rb")
-    return gzip.GzipFile(fileobj=raw) if begin.startswith(_GZIP) else raw
+    return _zstd().open(raw, "rb") if raw.peek(len(_ZSTD)).startswith(_ZSTD) else gunzipped(raw)
 
 
 def may_be_archive(source: Path, begin: bytes) -> bool:
@@ -63,7 +59,7 @@ def may_be_archive(source: Path, begin: bytes) -> bool:
         if file.peek(len(_ZSTD)).startswith(_ZSTD):
             return True
         try:
-            return unmarked(_unpacking(file).read(_BEGIN)).startswith(begin)
+            return unmarked(gunzipped(file).read(_BEGIN)).startswith(begin)
         except (EOFError, zlib.error) as exc:
             raise OSError(str(exc)) from None
 

@@ -317,15 +317,17 @@ class Folder:
             journal.compact_at, journal.replaced_at = 2 * journal.end, journal.end + journal.end // 8
 
     def _tidy(self, stripe: Stripe, journal: Journal) -> None:
+        if journal.prepared is not None:
+            return
         log = journal.state.log
-        if journal.state.is_empty and journal.prepared is None:
+        if journal.state.is_empty:
             stripe.raise_to(journal.state.log.next_offset)
             self._unlink(journal)
-        elif journal.is_replaced and journal.end > journal.replaced_at and journal.prepared is None:
+        elif journal.is_replaced and journal.end > journal.replaced_at:
             journal.compact(durable=self.durable)
             journal.replaced_at = 0
             self._unlink_cuts(journal)
-        elif (journal.end > journal.compact_at or log.dropped > len(log)) and journal.prepared is None:
+        elif journal.end > journal.compact_at or log.dropped > len(log):
             live = journal.live_bytes
             if journal.end > 2 * live + COMPACT_FROM:
                 journal.compact(durable=self.durable)

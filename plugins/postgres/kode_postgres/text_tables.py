@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from kode_core.errors import StoreUnavailableError
+from kode_core.authoring.dropped import texts_dropped
 from kode_postgres.options import PostgresOptions
 from kode_postgres.schema import Tables
 
@@ -119,8 +119,5 @@ async def see_texts(con: Any, tables: Tables, place: str) -> None:
         tables.messages,
     )
     if rows:
-        verb = "is" if len(rows) == 1 else "are"
-        raise StoreUnavailableError(
-            f"{place}: {' and '.join(row[0] for row in rows)} of the index of texts {verb} missing, without which"
-            " messages may not be written: let the tables' owner run kode text-index drop, or rebuild"
-        )
+        names = [row[0] for row in rows]
+        raise texts_dropped(place, names, "messages may not be written: let the tables' owner run")

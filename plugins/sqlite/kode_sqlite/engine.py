@@ -117,7 +117,7 @@ class SqliteEngine:
             with without_deadline():
                 await do_long(writer, lambda db, call, tell: call(db, tell), engine._migrate, unwatched)
                 if options.text_index:
-                    await engine._read(engine._see_tables)
+                    await engine._read(lambda db: texts.see_whole(db, options.db_path))
                     if await engine.texts_waiting() is None:
                         await engine.change_texts(texts.add)
         except BaseException:

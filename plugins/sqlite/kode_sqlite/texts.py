@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, LiteralString, Protocol
 
+from kode_core.authoring.dropped import texts_dropped
 from kode_core.authoring.texts import MessageQuery, grams_of, indexed_text, needle_grams
 from kode_core.batch import EngineIssue
 from kode_core.codec import Body
 from kode_core.engine import Progress
-from kode_core.errors import ConfigurationError, StoreUnavailableError, UnsupportedError
+from kode_core.errors import ConfigurationError, UnsupportedError
 from kode_core.query import RowQuery
 from kode_sqlite.entries import LISTED
 from kode_sqlite.sound import RAW, TEXT, is_sound, text_of
@@ -122,11 +123,9 @@ def has_index(db: DB) -> bool:
     return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'kode_texts'").fetchone() is not None
 
 
-_MISSING: Final[LiteralString] = (
-    "SELECT name FROM (SELECT 'kode_texts' AS name UNION SELECT 'kode_text' UNION SELECT 'kode_text_data' UNION"
-    " SELECT 'kode_text_idx' UNION SELECT 'kode_text_config') WHERE name NOT IN (SELECT name FROM sqlite_master"
-    " WHERE type = 'table') AND EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger'"
-    " AND name = 'kode_texts_message_insert' AND tbl_name = 'kode_messages') ORDER BY name"
+_TRIGGER: Final = (
+    "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND name = 'kode_texts_message_insert'"
+    " AND tbl_name = 'kode_messages'"
 )
 
 
@@ -136,13 +135,12 @@ def see_whole(db: DB, path: str) -> None:
     Raises:
         StoreUnavailableError: tables are missing.
     """
-    missing = [name for (name,) in db.execute(_MISSING)]
+    if db.execute(_TRIGGER).fetchone() is None:
+        return
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    missing = sorted({"kode_texts", "kode_text", *_SHADOWS} - tables)
     if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        raise StoreUnavailableError(
-            f"{path}: {' and '.join(missing)} of the index of texts {verb} missing, without which messages are not"
-            " written: run kode text-index drop, or rebuild"
-        )
+        raise texts_dropped(path, missing, "messages are not written: run")
 
 
 def add(db: DB, path: str) -> None:
