@@ -8,7 +8,7 @@ import random
 import selectors
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from kode_core.engines.record.engine import RecordEngine
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords
 
-__all__ = ["Contest", "contest"]
+__all__ = ["Contest", "contest", "reading"]
 
 ROUND_TRIP = 0.002
 _ROOM: dict[str, Any] = {"inline_bytes": 100_000, "part_bytes": 350_000}
@@ -100,11 +100,9 @@ class Contest:
         return min(self.wrote) * len(self.wrote) / max(sum(self.wrote), 1)
 
 
-async def _contend(
-    found: Contest, seconds: float, seed: int, pauses: dict[int, float], round_trip: float, options: dict[str, Any]
-) -> None:
-    contents, rng, loop = Contents(), random.Random(seed), asyncio.get_running_loop()
-    is_over = False
+def _stores(found: Contest, seed: int, round_trip: float, options: dict[str, Any]) -> Callable[[], Awaitable[Any]]:
+    """Opens one more store each time, over the same contents."""
+    contents, rng = Contents(), random.Random(seed)
 
     async def store() -> EngineStore:
         engine = RecordEngine(_Far(contents, rng, found.calls, round_trip, **{**_ROOM, **options}))
@@ -113,6 +111,15 @@ async def _contend(
             return engine
 
         return await EngineStore(opened).open()
+
+    return store
+
+
+async def _contend(
+    found: Contest, seconds: float, seed: int, pauses: dict[int, float], round_trip: float, options: dict[str, Any]
+) -> None:
+    store, loop = _stores(found, seed, round_trip, options), asyncio.get_running_loop()
+    is_over = False
 
     async def write(n: int, one: EngineStore) -> None:
         last = loop.time()
@@ -144,6 +151,40 @@ async def _contend(
         await one.close()
 
 
+async def _read(found: Contest, messages: int, round_trip: float) -> None:
+    store, loop = _stores(found, 0, round_trip, {}), asyncio.get_running_loop()
+    writer, *readers = [await store() for _ in range(1 + len(found.wrote))]
+    is_over = False
+
+    async def write() -> None:
+        seq = 0
+        while not is_over:
+            seq += 1
+            await writer.save_messages("a", [samples.message(n, f"{seq}/{n}") for n in range(messages)])
+
+    async def read(one: EngineStore, last: int | None) -> None:
+        began = loop.time()
+        texts = [message.text for message in await one.load_messages("a", last=last)]
+        assert len({text.split("/")[0] for text in texts}) == 1, "a read is torn"
+        found.longest = max(found.longest, loop.time() - began)
+
+    await writer.save_messages("a", [samples.message(n, f"0/{n}") for n in range(messages)])
+    writing = asyncio.ensure_future(write())
+    await asyncio.sleep(round_trip)
+    found.calls.clear()
+    await asyncio.gather(*(read(one, None if n % 2 else 5) for n, one in enumerate(readers)))
+    is_over = True
+    await writing
+    for one in (writer, *readers):
+        await one.close()
+
+
+def reading(readers: int, monkeypatch: pytest.MonkeyPatch, *, messages: int = 50, round_trip: float) -> Contest:
+    """Have so many stores read an agent, the whole list or its end, which one writer replaces again and again."""
+    found = Contest(readers)
+    return _simulated(found, 0, monkeypatch, _read(found, messages, round_trip))
+
+
 def contest(
     writers: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -155,12 +196,20 @@ def contest(
     **options: Any,
 ) -> Contest:
     """Have so many stores append to one agent, each one message after the other; some with a pause after each."""
-    loop, found = _Loop(), Contest(writers)
+    found = Contest(writers)
+    contending = _contend(found, seconds, seed, pauses or {}, round_trip, options)
+    return _simulated(found, seed, monkeypatch, contending)
+
+
+def _simulated(
+    found: Contest, seed: int, monkeypatch: pytest.MonkeyPatch, running: Coroutine[Any, Any, None]
+) -> Contest:
+    loop = _Loop()
     random.seed(seed)
     with monkeypatch.context() as patch:
         patch.setattr(time, "monotonic", loop.time)
         try:
-            loop.run_until_complete(_contend(found, seconds, seed, pauses or {}, round_trip, options))
+            loop.run_until_complete(running)
         finally:
             loop.close()
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -23,7 +24,9 @@ from kode_core import (
     Message,
     Record,
     Snapshot,
+    StoredEvent,
     StoredMessage,
+    StoredToolCall,
     TextBlock,
     Timeline,
     ToolCallRecord,
@@ -112,6 +115,23 @@ def test_what_a_subclass_adds_is_not_dropped() -> None:
         encode(Timeline, Timeline(1, MyBookmark(1, 1), AgentEvent("monitor", "x")), "e")
     stored = StoredMessage("user", [TextBlock("x")], agent_id="a", position=0, created_at=1)
     assert encode(Message, stored, "m") == encode(Message, Message.user("x"), "m")
+
+
+def test_stored_records_equal_what_was_saved() -> None:
+    """And ``!=`` is the opposite of ``==``, on both sides."""
+    message, call = Message.user("x"), ToolCallRecord(id="c", name="n", created_at=1)
+    event = Timeline(1, Bookmark(1, 1), AgentEvent("monitor", "x"))
+    stored: list[tuple[Record, Record, Record]] = [
+        (message, *(StoredMessage("user", "x", agent_id="a", position=n, created_at=1) for n in range(2))),
+        (call, *(StoredToolCall(id="c", name="n", created_at=1, agent_id="a", position=n) for n in range(2))),
+        (event, *(StoredEvent(1, event.bookmark, event.event, offset=n) for n in range(2))),
+    ]
+    for saved, one, other in stored:
+        again = copy.copy(one)
+        assert all([one == saved, saved == one, one == again])
+        assert not any([one != saved, saved != one, one != again])
+        assert all([one != other, other != one, one != 1])
+        assert not any([one == other, one == 1])
 
 
 def test_limits_are_exact() -> None:

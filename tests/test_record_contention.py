@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.contended_records import contest
+from tests.contended_records import contest, reading
 from tests.memory_records import TogetherHarness
 
 ALONE = 249
@@ -79,3 +79,20 @@ def test_a_writer_that_is_left_alone_is_as_fast_as_before(monkeypatch: pytest.Mo
     found = contest(20, monkeypatch, seconds=5, pauses=dict.fromkeys(range(1, 20), 1000))
     assert found.wrote[1:] == [1] * 19
     assert found.wrote[0] > 4 * ALONE
+
+
+@pytest.mark.parametrize("round_trip", [0.002, 0.3])
+@pytest.mark.parametrize("readers", [3, 100])
+def test_readers_do_not_starve_next_to_a_busy_writer(
+    readers: int, round_trip: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far away the database is. The writer's next swap comes as soon as its changes are applied."""
+    found = reading(readers, monkeypatch, round_trip=round_trip)
+    assert found.longest < 30 * round_trip
+    assert found.calls.total() < 20 * readers + 50
+
+
+def test_readers_of_large_writes_do_not_starve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a write has a stash, which a reader cannot leave pending."""
+    found = reading(50, monkeypatch, messages=4000, round_trip=0.3)
+    assert found.longest < 30 * 0.3

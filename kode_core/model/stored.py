@@ -18,6 +18,11 @@ def _same_record(stored: Record, other: object, base: type[Record], added: Itera
     return all(bool(getattr(stored, name) == getattr(other, name)) for name in names)
 
 
+def _is_other(stored: Record, other: object) -> bool:
+    """``!=`` of the records here: msgspec's own compares all fields, whatever ``__eq__`` says."""
+    return not stored == other  # noqa: SIM201 - the other operator is this function
+
+
 class AppendedMessage(Shown, frozen=True):
     """The place of a message that ``append_messages_once`` appended, in this call or an earlier one (MSG-12).
 
@@ -46,6 +51,8 @@ class StoredMessage(Message, frozen=True, kw_only=True, eq=False):
     def __eq__(self, other: object) -> bool:
         return _same_record(self, other, Message, ("agent_id", "position", "created_at"))
 
+    __ne__ = _is_other
+
     @property
     def created_time(self) -> datetime:
         """``created_at`` as an aware datetime in UTC; raises as ``to_datetime`` does."""
@@ -66,6 +73,8 @@ class StoredToolCall(ToolCallRecord, frozen=True, kw_only=True, eq=False):
     def __eq__(self, other: object) -> bool:
         return _same_record(self, other, ToolCallRecord, ("agent_id", "position"))
 
+    __ne__ = _is_other
+
 
 class StoredEvent(Timeline, frozen=True, kw_only=True, eq=False):
     """An event read from a store: equal to the :class:`Timeline` that was appended, with its offset.
@@ -78,3 +87,5 @@ class StoredEvent(Timeline, frozen=True, kw_only=True, eq=False):
 
     def __eq__(self, other: object) -> bool:
         return _same_record(self, other, Timeline, ("offset",))
+
+    __ne__ = _is_other
