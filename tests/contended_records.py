@@ -8,7 +8,7 @@ import random
 import selectors
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -44,15 +44,35 @@ class _Loop(asyncio.SelectorEventLoop):
         return self.selector.clock
 
 
+class _Server:
+    """Works on one call after the other."""
+
+    def __init__(self, work: float) -> None:
+        self._work = work
+        self._free_at = 0.0
+
+    async def pass_through(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._free_at = max(self._free_at, now) + self._work
+        await asyncio.sleep(self._free_at - now)
+
+
 class _Far(MemoryRecords):
     """What is called takes effect in the middle of a round trip, whose length is drawn by lot."""
 
     def __init__(
-        self, contents: Contents, rng: random.Random, calls: Counter[str], round_trip: float, **options: Any
+        self,
+        contents: Contents,
+        rng: random.Random,
+        calls: Counter[str],
+        round_trip: float,
+        server: _Server,
+        **options: Any,
     ) -> None:
         super().__init__(contents, **options)
         self._rng = rng
         self._round_trip = round_trip
+        self._server = server
         self._calls = calls
 
     def __getattribute__(self, name: str) -> Any:
@@ -66,6 +86,7 @@ class _Far(MemoryRecords):
             self._calls[name] += 1
             length = self._round_trip * self._rng.uniform(0.7, 1.3)
             await asyncio.sleep(length / 2)
+            await self._server.pass_through()
             found = await call(*args, **kwargs)
             await asyncio.sleep(length / 2)
             return found
@@ -100,12 +121,14 @@ class Contest:
         return min(self.wrote) * len(self.wrote) / max(sum(self.wrote), 1)
 
 
-def _stores(found: Contest, seed: int, round_trip: float, options: dict[str, Any]) -> Callable[[], Awaitable[Any]]:
-    """Opens one more store each time, over the same contents."""
-    contents, rng = Contents(), random.Random(seed)
+def _stores(
+    found: Contest, seed: int, work: float, options: dict[str, Any]
+) -> Callable[[float], Awaitable[EngineStore]]:
+    """Opens one more store each time, so far away, over the same contents and on the same server."""
+    contents, rng, server = Contents(), random.Random(seed), _Server(work)
 
-    async def store() -> EngineStore:
-        engine = RecordEngine(_Far(contents, rng, found.calls, round_trip, **{**_ROOM, **options}))
+    async def store(round_trip: float) -> EngineStore:
+        engine = RecordEngine(_Far(contents, rng, found.calls, round_trip, server, **{**_ROOM, **options}))
 
         async def opened() -> RecordEngine:
             return engine
@@ -116,9 +139,15 @@ def _stores(found: Contest, seed: int, round_trip: float, options: dict[str, Any
 
 
 async def _contend(
-    found: Contest, seconds: float, seed: int, pauses: dict[int, float], round_trip: float, options: dict[str, Any]
+    found: Contest,
+    seconds: float,
+    seed: int,
+    pauses: dict[int, float],
+    round_trips: Sequence[float],
+    work: float,
+    options: dict[str, Any],
 ) -> None:
-    store, loop = _stores(found, seed, round_trip, options), asyncio.get_running_loop()
+    store, loop = _stores(found, seed, work, options), asyncio.get_running_loop()
     is_over = False
 
     async def write(n: int, one: EngineStore) -> None:
@@ -137,7 +166,7 @@ async def _contend(
             await asyncio.sleep(pauses.get(n, 0))
             last = loop.time()
 
-    stores = [await store() for _ in found.wrote]
+    stores = [await store(round_trip) for round_trip in round_trips]
     await stores[0].append_messages("a", [samples.message(0, "first")])
     found.calls.clear()
     writing = [asyncio.ensure_future(write(n, one)) for n, one in enumerate(stores)]
@@ -152,8 +181,8 @@ async def _contend(
 
 
 async def _read(found: Contest, messages: int, round_trip: float) -> None:
-    store, loop = _stores(found, 0, round_trip, {}), asyncio.get_running_loop()
-    writer, *readers = [await store() for _ in range(1 + len(found.wrote))]
+    store, loop = _stores(found, 0, 0.0, {}), asyncio.get_running_loop()
+    writer, *readers = [await store(round_trip) for _ in range(1 + len(found.wrote))]
     is_over = False
 
     async def write() -> None:
@@ -193,11 +222,17 @@ def contest(
     seed: int = 0,
     pauses: dict[int, float] | None = None,
     round_trip: float = ROUND_TRIP,
+    far: int = 0,
+    work: float = 0.0,
     **options: Any,
 ) -> Contest:
-    """Have so many stores append to one agent, each one message after the other; some with a pause after each."""
+    """Have so many stores append to one agent, each one message after the other; some with a pause after each.
+
+    *far* of them have five times the *round_trip*. The server works on each call for *work* seconds.
+    """
     found = Contest(writers)
-    contending = _contend(found, seconds, seed, pauses or {}, round_trip, options)
+    round_trips = [round_trip * (5 if n < far else 1) for n in range(writers)]
+    contending = _contend(found, seconds, seed, pauses or {}, round_trips, work, options)
     return _simulated(found, seed, monkeypatch, contending)
 
 

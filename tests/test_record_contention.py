@@ -46,12 +46,38 @@ def test_writers_far_away_settle_no_head_that_others_settle(monkeypatch: pytest.
     assert found.least_share > 0.2
 
 
+@pytest.mark.parametrize("writers", [5, 20])
+def test_writers_far_away_make_progress_together(writers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One writer makes ten writes a second there."""
+    found = contest(writers, monkeypatch, seconds=100, round_trip=0.05)
+    assert not found.errors
+    assert found.rate > 5
+    assert found.calls_per_write < 4
+    assert found.least_share > 0.2
+
+
+@pytest.mark.parametrize(("writers", "calls"), [(20, 4), (50, 6)])
+def test_writers_leave_a_busy_server_room(writers: int, calls: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server makes 83 calls in a second, which are 29 writes of one writer: who looks too often slows all down."""
+    found = contest(writers, monkeypatch, seconds=60, round_trip=0.005, work=0.012)
+    assert found.rate > 29 / 2
+    assert found.calls_per_write < calls
+    assert found.least_share > 0.1
+
+
+def test_writers_with_a_slow_link_get_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of twenty have calls that take five times as long; the others write twice in the time of one call."""
+    found = contest(20, monkeypatch, seconds=100, round_trip=0.05, far=4)
+    assert found.rate > 5
+    assert sum(found.wrote[:4]) > 0.05 * sum(found.wrote) * 4 / 20
+
+
 @pytest.mark.slow
 def test_fifty_writers_make_progress_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = contest(50, monkeypatch)
+    found = contest(50, monkeypatch, seconds=25)
     assert not found.errors
     assert found.rate > ALONE / 2
-    assert found.calls_per_write < 10
+    assert found.calls_per_write < 4
     assert found.least_share > 0.2
 
 
@@ -71,7 +97,7 @@ def test_writers_that_pause_do_not_wait_for_each_other(monkeypatch: pytest.Monke
     found = contest(20, monkeypatch, seconds=5, pauses=dict.fromkeys(range(20), 0.2))
     assert not found.errors
     assert found.rate > 60
-    assert found.calls_per_write < 8
+    assert found.calls_per_write < 9
 
 
 def test_a_writer_that_is_left_alone_is_as_fast_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
