@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, get_type_hints
 
@@ -147,6 +148,7 @@ async def events_from_every_number_on(ctx: Context) -> None:
 
 _HINTS: Final[Mapping[str, Any]] = {"sessions": SessionFilter, "messages": MessageFilter, "tool_calls": ToolCallFilter}
 _SORTS: Final = ("created_at", "updated_at", "message_count")
+_GROUPS: Final = {"sessions": "template_id", "messages": "role", "tool_calls": "state"}
 _AGENTS: Final = 15
 
 
@@ -212,18 +214,13 @@ def _asked(ctx: Context, kind: str, every: Sequence[Any]) -> Iterator[dict[str, 
 
 
 @check(
-    "QRY-5",
-    "QRY-4",
-    "QRY-1",
-    "QRY-3",
-    "QRY-6",
-    "QRY-10",
+    *("QRY-5", "QRY-4", "QRY-1", "QRY-3", "QRY-6", "QRY-10", "QRY-11"),
     needs=_Q,
     under=(_D.ORDERS, _D.EQUALS, _D.ITEMS, _D.INSTANCES),
 )
 async def filters_pages_and_orders_together(ctx: Context) -> None:
     """Each filter, and each two or three of them, gives with every order, with limits and offsets, from cursor to
-    cursor and by the iterator just the part of the whole, and in its order, that they say; the count has their number.
+    cursor and by the iterator just the part of the whole, and in its order, that they say; so do counts and groups.
     """
     other = await ctx.another()
     for i in range(_AGENTS):
@@ -239,6 +236,10 @@ async def filters_pages_and_orders_together(ctx: Context) -> None:
             asked = {**filters, **sort, "order": order}
             counted = await getattr((other, ctx.store)[number % 2], f"count_{kind}")(**filters)
             ctx.equal(counted, len(wanted), f"count_{kind} by {filters}")
+            groups = await getattr((ctx.store, other)[number % 2], f"group_{kind}")(_GROUPS[kind], **filters)
+            found = {group.values[_GROUPS[kind]]: group.count for group in groups}
+            numbers = Counter(getattr(record, _GROUPS[kind]) for record in wanted)
+            ctx.equal(found, dict(sorted(numbers.items())), f"group_{kind}({_GROUPS[kind]!r}) by {filters}")
             await _see_parts(
                 ctx, (ctx.store, other)[number % 2], kind, asked, wanted[:: 1 if order == "asc" else -1], number
             )

@@ -101,6 +101,25 @@ class CountsByTwoConditions(EngineStore):
         return await super().count_messages(**some)
 
 
+@mutant(
+    "QRY-11",
+    killed_by="QRY-5.filters_pages_and_orders_together",
+    source="a table of groups that was made for one of the conditions",
+    witness=seen(
+        lambda s: s.save_messages("a", samples.messages(2)),
+        lambda s: s.group_messages("role", agent_id="a", contains="nothing"),
+    ),
+)
+class GroupsByOneCondition(EngineStore):
+    """Counts groups of messages by the first condition alone, when there are several."""
+
+    async def group_messages(self, by: Any, **given: Any) -> Any:
+        await super().group_messages(by, **given)  # which refuses wrong ones
+        name = next((name for name in given if name != "utc_offset_minutes"), None)
+        more = {one: value for one, value in given.items() if one in (name, "utc_offset_minutes")}
+        return await super().group_messages(by, **more)
+
+
 async def _the_last_of_damaged(ctx: Context) -> object:
     await ctx.store.save_messages("a", samples.messages(3))
     await ctx.harness.corrupt(ctx.handle, "a")
