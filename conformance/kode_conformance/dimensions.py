@@ -7,7 +7,10 @@ come from here, so that all checks vary them alike: around the limits that datab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import random
+import string
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -20,9 +23,11 @@ __all__ = [
     "MEANINGS",
     "SEPARATORS",
     "TIMES",
+    "WORDS",
     "Dimension",
     "around",
     "counts",
+    "dense",
     "lengths",
     "text_of",
     "twins",
@@ -111,12 +116,29 @@ def lengths(*, up_to: int = 1_000_000) -> Sequence[int]:
 _SIGNS: Final = "ab\r\nc\td\re\\f\"g'h%i_j<k&l;m{n}o[p]q r\x7fs\x1bt"
 
 
+@functools.cache
+def _shuffled(signs: str) -> str:
+    """More characters than compressors look back, in no order."""
+    return "".join(random.Random(1).choices(signs, k=2**16))  # noqa: S311 - no secret
+
+
 def text_of(length: int) -> str:
     """A text of so many ASCII characters, among them line ends, quotes, escapes and other signs, again and again.
 
-    Where long texts take another way than short ones, each character may be lost there.
+    Where long texts take another way than short ones, each character may be lost there. The text does not become
+    much shorter when it is compressed.
     """
-    return (_SIGNS * (length // len(_SIGNS) + 1))[:length]
+    rest = _shuffled(_SIGNS + string.ascii_letters + string.digits)
+    return (_SIGNS + rest * (length // len(rest) + 1))[:length]
+
+
+def dense(length: int) -> str:
+    """A text of so many letters and digits, which keeps three quarters of its length when it is compressed.
+
+    A limit of compressed index entries lets much longer texts pass if they repeat themselves.
+    """
+    letters = _shuffled(string.ascii_letters + string.digits)
+    return (letters * (length // len(letters) + 1))[:length]
 
 
 # --- which numbers ----------------------------------------------------------------------------------------------------
@@ -177,6 +199,43 @@ LOOKALIKES: Final = (
     *("ＡＢＣ", "٣", "१", "½", "²", "Ⅷ", "\u202eabc", "中文", "日本語", "עברית"),
 )
 """Texts that a parser, a pattern, a path, a template or a normal form takes for something else."""
+
+
+WORDS: Final[Mapping[str, Sequence[str]]] = {
+    "provider": (
+        *("openai", "anthropic", "gemini", "google", "vertex", "azure", "bedrock", "mistral", "deepseek", "local"),
+    ),
+    "mime_type": (
+        *("image/png", "image/jpeg", "image/webp", "application/pdf", "application/json", "application/octet-stream"),
+        *("audio/wav", "audio/mpeg", "video/mp4", "text/plain", "text/html", "inode/x-empty", "x/temporary"),
+    ),
+    "role": ("user", "assistant", "system", "developer", "tool", "function", "thinking", "summary"),
+    "state": (
+        *("PENDING", "APPROVAL_REQUIRED", "APPROVED", "EXECUTING", "COMPLETED", "FAILED", "DENIED", "SEALED"),
+        *("CANCELLED", "EXPIRED"),
+    ),
+    "status": ("pending", "in_progress", "completed", "cancelled", "deleted", "archived"),
+    "decision": ("allow", "deny", "ask", "expired"),
+    "breakpoint": (
+        *("READY", "PRE_MODEL", "STREAMING_MODEL", "TOOL_PENDING", "AWAITING_APPROVAL", "PRE_TOOL"),
+        *("TOOL_EXECUTING", "POST_TOOL", "PAUSED", "DONE", "FAILED", "ABANDONED"),
+    ),
+    "model": ("gpt-4o", "claude-sonnet-4", "gemini-2.5-flash", "text-embedding-3-small", "test"),
+    "type": (
+        "text_chunk",
+        "done",
+        "error",
+        "heartbeat",
+        "progress",
+        "debug",
+        "trace",
+        "temporary",
+        "cache",
+        "thinking",
+    ),
+    "name": ("search", "bash", "memory", "cache", "todo_write", "temporary", "test"),
+}
+"""Values that programs know of open texts, by the name of the field: for one of them a store may have a rule."""
 
 
 SEPARATORS: Final = ":/#|.,-_~@!$+= \t\x1f"

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import SEPARATORS, Dimension
+from kode_conformance.harness import keeps_documents
 from kode_conformance.instruments.pace import Suspected, in_time, judged
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
@@ -53,6 +54,11 @@ _KEYED: Final[tuple[tuple[str, Save, Load], ...]] = (
         lambda s, a: s.load_tool_call_records(a),
     ),
     (
+        "keys of messages",
+        lambda s, a, k, i: s.append_messages_once(a, {k: samples.message(text=k)}),
+        lambda s, a: s.load_messages(a),
+    ),
+    (
         "media",
         lambda s, a, k, i: s.save_media_cache(a, [samples.media(k).replace(size_bytes=i)]),
         lambda s, a: s.load_media_cache(a),
@@ -67,6 +73,8 @@ async def an_agent_and_a_key_do_not_run_together(ctx: Context) -> None:
     """
     other = await ctx.another()
     for name, save, load in in_time(ctx, ctx.rng.sample(_KEYED, len(_KEYED))):
+        if name == "keys of messages" and not keeps_documents():
+            continue
         pairs = [
             (f"{name[0]}x{i}", f"y{dash}z", f"{name[0]}x{i}{dash}y", "z", dash) for i, dash in enumerate(_SEPARATORS)
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -263,6 +264,22 @@ async def loads_step_around_what_is_damaged(ctx: Context) -> None:
             ctx.equal((list(behind), behind.left_out), (messages[1:], ()), "a part behind the damage")
             first = await store.load_messages(agent_id, before=2, on_corrupt="skip")
             ctx.equal((list(first), len(first.left_out)), (messages[1:2], 1), "a part with the damage")
+            for bounds in _bounds(length):
+                places = range(length)[bounds.get("after", -1) + 1 : bounds.get("before", length)]
+                places = places[-bounds.get("last", length) :]
+                part = await store.load_messages(agent_id, **bounds, on_corrupt="skip")
+                told = f"the readable ones of a part {bounds} of {length}"
+                ctx.equal(list(part), [messages[i] for i in places if i], told)
+                ctx.equal(len(part.left_out), int(0 in places), f"how many messages are left out next to {told}")
             calls = await store.load_tool_call_records(agent_id, on_corrupt="skip")
             ctx.equal((list(calls), calls.left_out), ([samples.tool_call()], ()), "the tool calls")
             await ctx.raises(CorruptRecordError, store.load_messages(agent_id), "a load that skips nothing")
+
+
+def _bounds(length: int) -> Iterator[dict[str, int]]:
+    """Parts with and without the first message, by each two of their bounds, and all three."""
+    values = {"last": (1, 2, length), "after": (0, length - 1), "before": (1, 2, length)}
+    for size in (2, 3):
+        for names in itertools.combinations(values, size):
+            for chosen in itertools.product(*(values[name] for name in names)):
+                yield dict(zip(names, chosen, strict=True))

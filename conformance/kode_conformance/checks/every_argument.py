@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, get_type_hints
 
@@ -147,6 +148,7 @@ async def events_from_every_number_on(ctx: Context) -> None:
 
 _HINTS: Final[Mapping[str, Any]] = {"sessions": SessionFilter, "messages": MessageFilter, "tool_calls": ToolCallFilter}
 _SORTS: Final = ("created_at", "updated_at", "message_count")
+_GROUPS: Final = {"sessions": "template_id", "messages": "role", "tool_calls": "state"}
 _AGENTS: Final = 15
 
 
@@ -202,18 +204,23 @@ def _filters(kind: str, every: Sequence[Any]) -> dict[str, Any]:
     return {name: known[name] for name in get_type_hints(_HINTS[kind]) if name not in PAGING}
 
 
-def _asked(kind: str, every: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Nothing, each filter, and each two of them."""
+def _asked(ctx: Context, kind: str, every: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """Nothing, each filter, each two of them, and each three; in quick runs some threes."""
     known = _filters(kind, every)
-    for size in (0, 1, 2):
-        for names in itertools.combinations(known, size):
+    for size in (0, 1, 2, 3):
+        step = 4 if size == 3 and ctx.settings.tier is Tier.QUICK else 1
+        for names in itertools.islice(itertools.combinations(known, size), ctx.rng.randrange(step), None, step):
             yield {name: known[name] for name in names}
 
 
-@check("QRY-5", "QRY-4", "QRY-1", "QRY-3", "QRY-6", needs=_Q, under=(_D.ORDERS, _D.EQUALS, _D.ITEMS, _D.INSTANCES))
+@check(
+    *("QRY-5", "QRY-4", "QRY-1", "QRY-3", "QRY-6", "QRY-10", "QRY-11"),
+    needs=_Q,
+    under=(_D.ORDERS, _D.EQUALS, _D.ITEMS, _D.INSTANCES),
+)
 async def filters_pages_and_orders_together(ctx: Context) -> None:
-    """Each filter, and each two of them, gives with every order, with limits and offsets, from cursor to cursor and by
-    the iterator just the part of the whole, and in its order, that they say.
+    """Each filter, and each two or three of them, gives with every order, with limits and offsets, from cursor to
+    cursor and by the iterator just the part of the whole, and in its order, that they say; so do counts and groups.
     """
     other = await ctx.another()
     for i in range(_AGENTS):
@@ -222,11 +229,17 @@ async def filters_pages_and_orders_together(ctx: Context) -> None:
         sorts = [{"sort_by": key} for key in _SORTS] if kind == "sessions" else [dict[str, str]()]
         wholes = [list(await getattr(other, f"query_{kind}")(order="asc", limit=1000, **sort)) for sort in sorts]
         ctx.true(len(wholes[0]) >= _AGENTS, f"query_{kind} gives {len(wholes[0])} records of {_AGENTS} agents")
-        for number, filters in enumerate(in_time(ctx, _asked(kind, wholes[0]))):
+        for number, filters in enumerate(in_time(ctx, _asked(ctx, kind, wholes[0]))):
             sort, every = sorts[number % len(sorts)], wholes[number % len(sorts)]
             order = ("asc", "desc")[number // len(sorts) % 2]
             wanted = [record for record in every if matches(kind, record, filters)]
             asked = {**filters, **sort, "order": order}
+            counted = await getattr((other, ctx.store)[number % 2], f"count_{kind}")(**filters)
+            ctx.equal(counted, len(wanted), f"count_{kind} by {filters}")
+            groups = await getattr((ctx.store, other)[number % 2], f"group_{kind}")(_GROUPS[kind], **filters)
+            found = {group.values[_GROUPS[kind]]: group.count for group in groups}
+            numbers = Counter(getattr(record, _GROUPS[kind]) for record in wanted)
+            ctx.equal(found, dict(sorted(numbers.items())), f"group_{kind}({_GROUPS[kind]!r}) by {filters}")
             await _see_parts(
                 ctx, (ctx.store, other)[number % 2], kind, asked, wanted[:: 1 if order == "asc" else -1], number
             )

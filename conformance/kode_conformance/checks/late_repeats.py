@@ -1,19 +1,24 @@
-"""MSG-12, EVT-4 and DUR-1: what a store remembers for repeats and for the next agent of an id does not expire."""
+"""MSG-12, EVT-4 and DUR-1: no record expires, nor what a store knows for repeats and for the next agent of an id."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from kode_conformance.calls.methods import drive
+from kode_conformance.calls.ways import held
 from kode_conformance.context import Context
-from kode_conformance.dimensions import Dimension
+from kode_conformance.dimensions import WORDS, Dimension
 from kode_conformance.harness import keeps_documents
+from kode_conformance.histories.model import StoreModel
 from kode_conformance.instruments.clock import clock_off
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
+from kode_conformance.values.fields import Field, Holds, Values, of_agent, rows
+from kode_conformance.values.kinds import Gives, Kind, kinds
 from kode_core.errors import ConflictError
-from kode_core.model import ABSENT, AppendedMessage, Message, Timeline
+from kode_core.model import ABSENT, AppendedMessage, Message, Timeline, now_ms
 from kode_core.protocols import ExtendedStore
 
 _D: Final = Dimension
@@ -167,3 +172,63 @@ async def the_next_agent_goes_on_however_late(ctx: Context) -> None:
 async def _written(store: ExtendedStore, agent_id: str, number: int) -> str:
     await store.save_info(agent_id, samples.info(agent_id, metadata={"n": number}))
     return await store.load_version(agent_id)
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def _at(time: int) -> Values:
+    """Every word that programs know for each field, at that time."""
+
+    def values(field: Field) -> Sequence[Any]:
+        if field.holds is Holds.TIME:
+            return (time,)
+        if field.holds is Holds.CHOICE:
+            return field.options
+        return WORDS.get(str(field.place[1]), ()) if field.holds is Holds.TEXT else ()
+
+    return values
+
+
+async def _save_words(store: ExtendedStore, model: StoreModel, kind: Kind, name: str, time: int) -> list[str]:
+    """Save records of the kind with every word; the agents that have them."""
+    writer = next((w for w in kind.writers if w.many), kind.writers[0])
+    records = rows(kind.record, _at(time))
+    calls = [(name, records)] if writer.many else [(name, record) for record in records]
+    if kind.is_single:
+        calls = [(f"{name} {i}", of_agent(record, f"{name} {i}")) for i, record in enumerate(records)]
+    for agent_id, given in calls:
+        getattr(model, writer.method)(agent_id, **{writer.parameter: given})
+        await getattr(store, writer.method)(agent_id, **{writer.parameter: given})
+    return list(dict.fromkeys(agent_id for agent_id, _ in calls))
+
+
+@check("DUR-1", "VAL-1", "VAL-6", "MED-1", "QRY-6", under=(_D.CLOCKS, _D.LOOKALIKES, _D.INSTANCES))
+async def records_stay_whatever_they_say(ctx: Context) -> None:
+    """Whatever state, status, role, type or provider a record names, all that programs know and some that they do not,
+    it is loaded as it was, of every kind: at once, and days and years later, also if its times are old by then already.
+    """
+    model, now, every = StoreModel(), now_ms(), list[tuple[Kind, str]]()
+    for kind in kinds().values():
+        for age, time in (("new", now), ("old", now - 11 * 365 * _DAY_S * 1000)):
+            name = f"{age} {kind.record.__name__}"
+            every += [(kind, agent_id) for agent_id in await _save_words(ctx.store, model, kind, name, time)]
+    await _see_words(ctx, await ctx.another(), model, every, "at once")
+    for later in in_time(ctx, _LATER[::-1]):
+        with clock_off(later):
+            fresh = await ctx.another()
+            await _see_words(ctx, fresh, model, every, f"{later:,} s later")
+            await ctx.close(fresh)
+
+
+async def _see_words(
+    ctx: Context, store: ExtendedStore, model: StoreModel, every: Sequence[tuple[Kind, str]], when: str
+) -> None:
+    for kind, agent_id in every:
+        wanted = held(model, kind.whole.method, agent_id)
+        found = await drive(getattr(store, kind.whole.method), {"agent_id": agent_id})
+        ctx.equal(found, wanted, f"{kind.whole.method} of {agent_id!r} {when}")
+        for reader in kind.readers if "QUERYABLE" not in ctx.harness.lacks else ():
+            if reader.gives is Gives.FOUND:
+                count = len(await drive(getattr(store, reader.method), {"agent_id": agent_id}))
+                ctx.equal(count, len(wanted), f"how many {reader.method} gives of {agent_id!r} {when}")

@@ -14,7 +14,7 @@ from kode_conformance.calls.methods import calls_of, drive
 from kode_conformance.calls.ways import at_once, brief, held
 from kode_conformance.checks.own_documents import is_key
 from kode_conformance.context import Context, Violation
-from kode_conformance.dimensions import Dimension, twins
+from kode_conformance.dimensions import Dimension, dense, twins
 from kode_conformance.harness import keeps_documents
 from kode_conformance.histories.model import StoreModel
 from kode_conformance.instruments.pace import in_time
@@ -32,10 +32,10 @@ _AT_ONCE: Final = 16
 
 def _ends(limit: int) -> list[str]:
     """Names of each length up to *limit* bytes, two of each that differ at their ends only, the second of them in a
-    character of several bytes.
+    character of several bytes; compressed they are hardly shorter.
     """
     known = [length for length in (64, 128, 192, 255, 256, 257, 768, 1024, 2705, 3073, 4095, 4096) if length <= limit]
-    return [f"{'x' * (n - len(end.encode()))}{end}" for n in known for end in ("xx", "xy", "x😀", "x😁")]
+    return [f"{dense(n - len(end.encode()))}{end}" for n in known for end in ("xx", "xy", "x😀", "x😁")]
 
 
 def _key_of(kind: Kind) -> Field | None:

@@ -35,16 +35,21 @@ def _numbers(ctx: Context, *, fast: bool = False) -> Iterator[int]:
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 
-@check("MSG-1", "MSG-2", "TC-1", "MED-1", "VAL-4", under=(Dimension.ITEMS, Dimension.CHANGES, Dimension.INSTANCES))
+@check(
+    *("MSG-1", "MSG-2", "TC-1", "TC-2", "MED-1", "VAL-4"),
+    under=(Dimension.ITEMS, Dimension.EQUALS, Dimension.CHANGES, Dimension.INSTANCES),
+)
 async def lists_of_any_length_are_replaced(ctx: Context) -> None:
     """Whatever call replaces a list, with however many records, all of them are loaded in their order, in any instance;
-    so are the records of the next list, which is longer, of other contents, shorter, one long, or empty.
+    so are the records of the next list, which is longer, of other contents, shorter, one long, or empty, though
+    hundreds of them have the id or the contents of others.
     """
     stores = [ctx.store, await ctx.another()]
     ways = [(listing, name, call) for listing in LISTS for name, call in listing.replaces.items()]
     for n, number in enumerate(_numbers(ctx)):
         for way, (listing, name, call) in enumerate(ways):
-            wanted = listing.items(number, "!" if (n + way) // 2 % 2 else "")
+            make = (listing.items, listing.repeated)[(n + way) % 2]
+            wanted = make(number, "!" if (n + way) // 2 % 2 else "")
             await call(stores[way % 2], name, wanted)
             found = await listing.load(stores[n % 2], name)
             same(ctx, found, wanted, f"the {listing.name} after {name} of {number}")

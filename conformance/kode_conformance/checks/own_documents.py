@@ -10,7 +10,17 @@ from typing import Any, Final
 from kode_conformance.checks.lifecycle import fill
 from kode_conformance.checks.messages import dump
 from kode_conformance.context import Context
-from kode_conformance.dimensions import FRACTIONS, INTEGERS, LOOKALIKES, Dimension, lengths, text_of, twins
+from kode_conformance.dimensions import (
+    FRACTIONS,
+    INTEGERS,
+    LOOKALIKES,
+    SEPARATORS,
+    Dimension,
+    dense,
+    lengths,
+    text_of,
+    twins,
+)
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -74,9 +84,13 @@ def _values(tier: Tier) -> Iterator[Json]:
     yield dict.fromkeys(("b", "a", "$set", "a.b", "_id", "__proto__", "", "\0", "é", "e\u0301", "\ud83d", "10", "9"), 0)
     yield {"value": {"nonce": "n", "value": 1}, "nonce": "of the caller", "version": "0", "key": "other"}
     yield from (_deep(99), [*range(2000)], {f"k{i}": [i, str(i), None] for i in range(500)})
-    for length in lengths(up_to=1025 if tier is Tier.QUICK else 409_601):
-        yield text_of(length)
-    yield {"text": text_of(2**20), "after": 1}
+    for length in (*lengths(up_to=1025), *_LONG) if tier is Tier.QUICK else lengths(up_to=409_601):
+        yield from (text_of(length), [f"\udc80{text_of(length)}\ud83d"], f"{text_of(length)[:-4]}é😀\0")
+    yield {"text": text_of(2**20), "\ud83d": "\udc80", "after": 1}
+
+
+_LONG: Final = (4_097, 70_001, 409_601)
+"""Longer than pages, than what stands in a row, and than an item."""
 
 
 @check(
@@ -87,21 +101,34 @@ def _values(tier: Tier) -> Iterator[Json]:
     under=(_D.NUMBERS, _D.LENGTHS, _D.LOOKALIKES, _D.ITEMS, _D.INSTANCES, _D.CHANGES),
 )
 async def documents_keep_any_value(ctx: Context) -> None:
-    """Every JSON value is loaded exactly as it was put, in every instance, with the version of the put."""
+    """Every JSON value is loaded exactly as it was put, by every method that puts, in every instance, with the version
+    of the put.
+    """
     stores = [ctx.store, await ctx.another()]
     for number, value in enumerate(in_time(ctx, _values(ctx.settings.tier))):
         one, two = stores[number % 2], stores[1 - number % 2]
-        for key in ("same", f"own {number}"):
-            version = await one.put_document("a", "c", key, value)
+        for way, key in enumerate(("same", f"own {number}"), number):
+            method, version = await _put(one, key, value, way)
             found = await two.load_document("a", "c", key)
-            assert found is not None, f"value {number} under {key!r} is not found"
-            told = f"value {number}, put under {key!r}"
+            assert found is not None, f"value {number}, put by {method} under {key!r}, is not found"
+            told = f"value {number}, put by {method} under {key!r}"
             ctx.equal(found.value, value, told)
-            ctx.equal((found.collection, found.key, found.version), ("c", key, version), f"the names of {told}")
+            names = (found.collection, found.key, found.version)
+            ctx.equal(names, ("c", key, version or found.version), f"the names of {told}")
     for number, value in enumerate(in_time(ctx, _values(ctx.settings.tier))):
         found = await stores[number % 2].load_document("a", "c", f"own {number}")
         if found is not None:
             ctx.equal(found.value, value, f"value {number} in the end")
+
+
+async def _put(store: ExtendedStore, key: str, value: Json, way: int) -> tuple[str, str | None]:
+    """Put a document by one of the methods; the method, and the version if it tells one."""
+    if way % 3 == 0:
+        return "put_document", await store.put_document("a", "c", key, value)
+    if way % 3 == 1:
+        return "write_documents", (await store.write_documents("a", [PutDocument("c", key, value)]))[0]
+    await store.save_turn("a", documents=[PutDocument("c", key, value)])
+    return "save_turn", None
 
 
 @check("DOC-1", "VAL-2", needs=_N, under=(_D.NUMBERS, _D.LOOKALIKES, _D.CHANGES))
@@ -135,13 +162,16 @@ async def documents_refuse_what_is_no_json(ctx: Context) -> None:
 def _names() -> list[tuple[str, str, str]]:
     """Agents, collections and keys that something takes for each other."""
     longest = [text * (_KEY_BYTES // len(text.encode())) for text in ("k", "é", "😀")]
-    longest += [f"{longest[0][:-1]}l", f"l{longest[0][1:]}", longest[0][:-1]]
+    longest += [f"{longest[0][:-1]}l", f"l{longest[0][1:]}", longest[0][:-1], dense(_KEY_BYTES)]
     keys = dict.fromkeys(key for key in (*twins("Ab"), *LOOKALIKES, *longest, *_STRANGE_KEYS) if is_key(key))
     short = (*_STRANGE_KEYS, "K", "k ", "K/V", "é", "e\u0301")
     collections = ("c", "C", "cc", "c.", "c-", "c_", ".", "..", "-", "c.c", "0", "c" * _COLLECTION_LENGTH, "snapshots")
     names = [("a", "c", key) for key in keys]
     names += [("a", collection, key) for collection in collections for key in short]
     names += [(agent, "c", key) for agent in ("A", "a/c", "a/c/k", "a ", "aa", "a%") for key in short]
+    for dash in (*SEPARATORS, "::", "%2F", "\n", "\x01", "\uffff"):  # all three joined by it are one name
+        names += [(f"x{dash}y{dash}z", "c", "k"), (f"x{dash}y", "z", f"c{dash}k"), ("x", "y", f"z{dash}c{dash}k")]
+        names += [("x", f"y{dash}z", f"c{dash}k"), (f"x{dash}y", f"z{dash}c", "k")] if dash in ".-_" else []
     return list(dict.fromkeys(names))
 
 

@@ -39,12 +39,24 @@ def _put(record: Any, field: Field, text: str) -> Any:
     return put(record, field, {"k": text} if field.holds is Holds.DICT else text)
 
 
+_HALVES: Final = ("\ud83d!", "\0\r\n\udc80")
+"""Halves of pairs and other characters that some ways to store a text do not take, at its beginning and its end."""
+
+
+def _of_size(size: int) -> str:
+    begin, end = _HALVES
+    return f"{begin}{'x' * (size - len(begin) - len(end))}{end}"
+
+
 def _texts(tier: Tier, most: int) -> Iterator[str]:
-    """Texts of many sizes, and long ones of one size that differ at the end, in the middle or at the beginning."""
-    yield from ("x" * min(size, most) for size in _SIZES)
-    size = min(_ALIKE, most)
-    yield from (f"{'x' * place}y{'x' * size}"[:size] for place in (size, size - 1, size // 2, 0))
-    yield from ("x" * min(size, most) for size in (12, *(_MORE if tier > Tier.QUICK else ())))
+    """Texts of many sizes, and long ones of one size that differ at the end, in the middle or at the beginning; all
+    begin and end with characters that some ways to store a text do not take.
+    """
+    yield from (_of_size(min(size, most)) for size in _SIZES)
+    whole = _of_size(min(_ALIKE, most))
+    yield whole
+    yield from (f"{whole[:place]}y{whole[place + 1 :]}" for place in (len(whole) - 1, len(whole) // 2, 0))
+    yield from (_of_size(min(size, most)) for size in (12, *(_MORE if tier > Tier.QUICK else ())))
 
 
 @check(

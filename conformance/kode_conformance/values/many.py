@@ -98,12 +98,14 @@ class Listing(NamedTuple):
 
     Attributes:
         item: the record of that number; another *text* makes another record of it.
+        again: the record of the first number with the id, key or contents of the second one.
         replaces: the calls that replace the list, by name.
         adds: the calls that add at its end.
     """
 
     name: str
     item: Callable[..., Any]
+    again: Callable[[int, int, str], Any]
     load: Callable[[Store, str], Awaitable[list[Any]]]
     replaces: Mapping[str, Write]
     adds: Mapping[str, Write]
@@ -111,6 +113,10 @@ class Listing(NamedTuple):
     def items(self, count: int, text: str = "") -> list[Any]:
         """So many records."""
         return [self.item(i, text) for i in range(count)]
+
+    def repeated(self, count: int, text: str = "") -> list[Any]:
+        """So many records, most of which have the id, key or contents of others, next to them or far away."""
+        return [self.again(i, i // 2 if i % 3 else i % 97, text) for i in range(count)]
 
 
 def _message(i: int, text: str = "") -> Message:
@@ -125,6 +131,7 @@ LISTS: Final[tuple[Listing, ...]] = (
     Listing(
         "messages",
         _message,
+        lambda i, of, text: _message(of, text),
         lambda s, a: s.load_messages(a),
         {
             "save_messages": lambda s, a, records: s.save_messages(a, records),
@@ -138,6 +145,7 @@ LISTS: Final[tuple[Listing, ...]] = (
     Listing(
         "tool calls",
         _call,
+        lambda i, of, text: _call(i, text).replace(id=f"call_{of}"),
         lambda s, a: s.load_tool_call_records(a),
         {
             "save_tool_call_records": lambda s, a, records: s.save_tool_call_records(a, records),
@@ -151,6 +159,7 @@ LISTS: Final[tuple[Listing, ...]] = (
     Listing(
         "media",
         lambda i, text="": samples.media(f"key {i}{text}"),
+        lambda i, of, text: samples.media(f"key {of}{text}").replace(size_bytes=i),
         lambda s, a: s.load_media_cache(a),
         {"save_media_cache": lambda s, a, records: s.save_media_cache(a, records)},
         {},
