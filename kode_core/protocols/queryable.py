@@ -116,7 +116,7 @@ class QueryableStore(Store, Protocol):
         """Delete every matching session, and return their number (LIFE-5). ``metadata={}`` alone is refused.
 
         The deadline applies to each step, not to the whole call (OPS-16); *progress* is called after each one with the
-        number so far. A ``KodeError`` that ends the call early has that number in ``deleted`` and in its message, any other
-        exception in a note.
+        number so far. A ``KodeError`` that ends the call early has that number in ``deleted`` and in its message, any
+        other exception in a note.
         """
         ...

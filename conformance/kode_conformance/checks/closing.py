@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, cast
@@ -12,14 +12,16 @@ from typing import Any, Final, cast
 from kode_conformance.calls.methods import calls_of, drive
 from kode_conformance.checks.leases import take
 from kode_conformance.checks.lifecycle import fill
-from kode_conformance.context import Context, Violation
+from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
-from kode_conformance.harness import Space
+from kode_conformance.harness import Space, keeps_documents
+from kode_conformance.instruments.layering import Trouble
 from kode_conformance.instruments.pace import in_time
-from kode_conformance.kills.writes import portrait
+from kode_conformance.kills.writes import DOCUMENT_WRITES, EXTENDED_WRITES, WRITES, Write, overwrite, portrait, seed
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
+from kode_core.engine import Engine
 from kode_core.errors import KodeError, LockUnavailableError, StoreClosedError
 from kode_core.protocols import ExtendedStore
 
@@ -194,6 +196,130 @@ async def a_closed_instance_takes_nothing_along(ctx: Context) -> None:
         except Exception as exc:
             raise Violation(f"{name}, call {number} after others were closed, raised {exc!r}") from exc
     await lease.release()
+
+
+_ENDS: Final[Mapping[str, Callable[[ExtendedStore, str], Awaitable[object]]]] = {
+    "overwritten": overwrite,
+    "deleted": lambda store, agent_id: store.delete(agent_id),
+}
+
+
+@check(
+    *("OPS-10", "MSG-1", "TODO-1", "LIFE-3", "DOC-1", "OPS-5"),
+    needs=_E,
+    under=(Dimension.INSTANCES, Dimension.CHANGES, Dimension.ORDERS),
+)
+async def an_instance_that_closes_writes_nothing_again(ctx: Context) -> None:
+    """An instance writes every kind by every method; another one overwrites all of it, or deletes the agent. When the
+    first one is closed, and the store is opened anew, all is as the other one left it, in every instance.
+    """
+    documents = DOCUMENT_WRITES if keeps_documents() else ()
+    makes = [write for write in EXTENDED_WRITES if write.prepare is not seed]
+    changes = [write for write in (*EXTENDED_WRITES, *documents, *WRITES) if write not in makes]
+    for end, act in _ENDS.items():
+        for made_by in (*makes, None):
+            agent_id = f"{made_by.name if made_by else 'seeded'}, {end}"
+            older = await ctx.another()
+            await (made_by.act(older, agent_id) if made_by else seed(older, agent_id))
+            for write in changes if made_by is None else ():
+                if write.name != "delete":
+                    await write.act(older, agent_id)
+            await act(ctx.store, agent_id)
+            left = await portrait(ctx.store, agent_id)
+            await ctx.close(older)
+            newer = await ctx.another()
+            for store, where in ((newer, "a new instance"), (ctx.store, "the instance that wrote last")):
+                problem = difference(await portrait(store, agent_id), left)
+                what = f"an agent that was {end} by another instance than made it, once that is closed, seen by {where}"
+                ctx.true(problem is None, f"{what}: {problem}")
+            await ctx.close(newer)
+
+
+class _CommitsHang(Trouble):
+    """Lets commits alone hang: a write that has only read is not yet accepted."""
+
+    async def around(self, verb: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        return await (super().around(verb, call, *args, **kwargs) if verb == "commit" else call(*args, **kwargs))
+
+
+_TURNS: Final = 20
+"""How many turns of the event loop a call takes at most to return to its caller."""
+_CLOSES: Final = ("at once", "after the first", "after a cancelled one", "by the end of its block")
+
+
+@check("OPS-5", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.COMPANY, Dimension.ORDERS))
+async def each_close_waits(ctx: Context) -> None:
+    """Every one of several calls of close returns when the writes that were accepted have ended, and not before: those
+    at the same time and later, one after a close that was cancelled, and the end of the store's block; while many
+    writes are on their way, and while the commit of one, of any kind, takes long.
+    """
+    await _close_amid_many(ctx)
+    writes = ctx.rng.sample(WRITES, len(WRITES))
+    for number, way in enumerate(in_time(ctx, [*_CLOSES] * (1 if ctx.settings.tier is Tier.QUICK else 4))):
+        await _close_amid_one(ctx, writes[number % len(writes)], f"a{number}", way)
+
+
+async def _close_amid_many(ctx: Context) -> None:
+    for first in range(2):
+        store = await ctx.another()
+        writes: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(store.save_messages(f"m{i}", samples.messages(20, 100 * first))) for i in range(20)
+        ]
+        await asyncio.sleep(0)
+        closes = [asyncio.ensure_future(store.close()) for _ in range(3)]
+        await closes[-1 if first else 1]
+        await _steps(_TURNS)
+        under_way = sum(not write.done() for write in writes)
+        await asyncio.gather(*closes, *writes, return_exceptions=True)
+        ctx.equal(under_way, 0, "how many writes were under way when a close that was not the first returned")
+        for i, write in enumerate(writes):
+            found = await ctx.store.load_messages(f"m{i}")
+            if write.exception() is None:
+                ctx.equal(found, samples.messages(20, 100 * first), "the messages that were acknowledged")
+
+
+async def _close_amid_one(ctx: Context, write: Write, agent_id: str, way: str) -> None:
+    layers: list[_CommitsHang] = []
+
+    def put(engine: Engine) -> Engine:
+        layers.append(_CommitsHang(engine))
+        return layers[-1]
+
+    store = await ctx.another(put)
+    (trouble,) = layers
+    await seed(store, agent_id)
+    trouble.hanging = {agent_id}
+    writing = asyncio.ensure_future(write.act(store, agent_id))
+    await ctx.eventually(partial(_hangs, trouble), f"{write.name} must reach the engine")
+    closing = list[asyncio.Task[int]]()
+    for nth in range(3):
+        by_block = nth > 0 and way == "by the end of its block"
+        closing.append(asyncio.create_task(_under_way_after(store, trouble, by_block=by_block)))
+        await _steps(0 if way == "at once" else _TURNS)
+        if nth == 0 and way == "after a cancelled one":
+            closing.pop().cancel()
+    await _steps(_TURNS)
+    trouble.hanging = set()
+    trouble.let_go.set()
+    ctx.true(await ctx.ended([writing, *closing]), f"{write.name} and close, {way}, must end")
+    for one in closing:
+        ctx.equal(one.result(), 0, f"how many writes were under way when a close returned that came {way}")
+    ctx.true(writing.exception() is None, f"{write.name}, whose commit was under way, raised {writing.exception()!r}")
+
+
+async def _hangs(trouble: Trouble) -> bool:
+    return trouble.under_way > 0
+
+
+async def _steps(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def _under_way_after(store: ExtendedStore, trouble: Trouble, *, by_block: bool) -> int:
+    """Close the store; return how many engine calls hang when that is done."""
+    await (store.__aexit__(None, None, None) if by_block else store.close())
+    return trouble.under_way
 
 
 async def _failing(store: ExtendedStore) -> None:

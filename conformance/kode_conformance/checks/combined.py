@@ -39,7 +39,7 @@ class _Kind(NamedTuple):
         required: the arguments that each call has.
         whole: all of the records, as the methods show them.
         values: values of each optional argument.
-        part: those of the records that the arguments leave, in their order.
+        part: gives the records that are left by the arguments, in their order.
         shown: a record that a method gave, as in *whole*.
     """
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from kode_conformance.context import Context, difference
@@ -12,6 +13,7 @@ from kode_conformance.harness import keeps_documents
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.kills.writes import (
     DOCUMENT_WRITES,
+    EXTENDED_WRITES,
     FORK,
     FORKS,
     WRITES,
@@ -29,6 +31,7 @@ from kode_core.batch import Batch, Outcome
 from kode_core.engine import Engine
 from kode_core.errors import OutcomeUnknownError, StorageError
 from kode_core.layers import Layer
+from kode_core.model import AgentEvent
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
@@ -157,11 +160,11 @@ async def what_came_behind_a_lost_answer_stays(ctx: Context) -> None:
     store, doubt = await doubtful(ctx)
     await overwrite(ctx.store, "plain")
     plain = await portrait(ctx.store, "plain")
-    writes = (*WRITES, *(DOCUMENT_WRITES if keeps_documents() else ()), FORK)
+    writes = (*WRITES, *EXTENDED_WRITES, *(DOCUMENT_WRITES if keeps_documents() else ()), FORK)
     for number, write in enumerate(in_time(ctx, writes)):
         agent_id = f"{write.name} in doubt"
         await write.prepare(store, agent_id)
-        others = set(await ctx.store.list(include_without_info=True))
+        others = {agent_id, *await ctx.store.list(include_without_info=True)}
 
         async def meanwhile(agent_id: str = agent_id) -> None:
             await doubt.begins.wait()
@@ -184,6 +187,39 @@ async def what_came_behind_a_lost_answer_stays(ctx: Context) -> None:
         ctx.true(problem is None, f"what was written after the lost answer to {write.name}: {problem}")
         made = set(await ctx.store.list(include_without_info=True)) - others
         ctx.true(len(made) <= (FORKS if write is FORK else 0), f"{write.name} made {len(made)} agents")
+
+
+@check("EVT-8", "OPS-10", "EVT-4", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.INSTANCES, Dimension.ITEMS))
+async def an_emit_in_doubt_is_stored_once(ctx: Context) -> None:
+    """When the answer to an emit of one or several events is lost, whether they were stored or not, the call raises
+    OutcomeUnknownError with the entries; they are then in the log once or not at all, and once after they are appended
+    again, by either instance. The next emit has a number of its own.
+    """
+    store, doubt = await doubtful(ctx)
+    for number, (count, writes, raises) in enumerate(itertools.product((0, 1, 30), (True, False), (True, False))):
+        agent_id = f"a{number}"
+        await store.append_event(agent_id, samples.event(5))
+        data = {"same": "again"}
+        emit: Awaitable[object] = store.emit(agent_id, "tick", data)
+        if count:
+            emit.close()  # type: ignore[attr-defined]
+            emit = store.emit_many(agent_id, [AgentEvent("progress", "tick", data)] * count)
+        what = f"an emit {f'of {count} events' if count else 'of one event'} that was {'' if writes else 'not '}stored"
+        doubt.loses, doubt.writes, doubt.raises = True, writes, raises
+        try:
+            error = await ctx.raises(OutcomeUnknownError, emit, f"{what}, without an answer")
+        finally:
+            doubt.loses = False
+        given = list(getattr(error, "timelines", ()))
+        ctx.equal(len(given), count or 1, f"how many entries the error of {what} has")
+        stored = [one async for one in ctx.store.read_events(agent_id)]
+        ctx.equal(len(stored) - 1, len(given) if writes else 0, f"how many events there are after {what}")
+        for again in (store, ctx.store):
+            await again.append_events(agent_id, given)
+            seqs = [one.bookmark.seq async for one in again.read_events(agent_id)]
+            ctx.equal(seqs, [5, *(one.bookmark.seq for one in given)], f"the seqs after {what}, and appended again")
+        emitted = await store.emit(agent_id, "tick", data)
+        ctx.true(emitted.bookmark.seq > max(seqs), f"the emit after {what} has the seq {emitted.bookmark.seq}")
 
 
 @check("OPS-10", "OPS-17", needs=_E, under=(Dimension.DAMAGE,))

@@ -15,6 +15,7 @@ from kode_conformance.instruments.pace import sizes_in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
+from kode_conformance.values.many import views
 from kode_core.errors import InvalidArgumentError
 from kode_core.model import DeleteDocument, PutDocument
 from kode_core.protocols import ExtendedStore
@@ -61,10 +62,15 @@ async def the_prefix_is_literal(ctx: Context) -> None:
     await ctx.raises(InvalidArgumentError, ctx.store.list(5), "a prefix that is no string")  # type: ignore[arg-type]
 
 
-@check("LIFE-2", needs=Capability.EXTENDED, under=(Dimension.CHANGES, Dimension.ITEMS, Dimension.INSTANCES))
+@check(
+    *("LIFE-2", "LIFE-1"),
+    needs=Capability.EXTENDED,
+    under=(Dimension.CHANGES, Dimension.ITEMS, Dimension.INSTANCES),
+)
 async def agents_without_info_are_listed_when_asked_for(ctx: Context) -> None:
     """list gives every id under which any kind is stored when ids without info are included, and none that is deleted
-    or was only read or locked; otherwise it gives the ones with info alone.
+    or was only read or locked; otherwise it gives the ones with info alone. For exists,
+    load_info and queries an agent without info has none either, in every instance, and after a reopening.
     """
     writes: dict[str, Callable[[str], Awaitable[object]]] = {
         "calls": lambda one: ctx.store.save_tool_call_records(one, [samples.tool_call()]),
@@ -87,13 +93,19 @@ async def agents_without_info_are_listed_when_asked_for(ctx: Context) -> None:
         await ctx.store.delete(f"gone_{name}")
     async with ctx.store.acquire_agent_lock("a_locked"):
         await ctx.store.load_messages("a_read")
-    for store in (ctx.store, await ctx.another()):
+    async for where, store in views(ctx, await ctx.another()):
         for prefix in ("a_", "b_"):
             wanted = [prefix + name for name in sorted(writes)]
-            ctx.equal(
-                await store.list(prefix, include_without_info=True), wanted, f"all ids that begin with {prefix!r}"
-            )
-            ctx.equal(await store.list(prefix), [f"{prefix}info"], f"the ids with info that begin with {prefix!r}")
+            found = await store.list(prefix, include_without_info=True)
+            ctx.equal(found, wanted, f"all ids that begin with {prefix!r}{where}")
+            found = await store.list(prefix)
+            ctx.equal(found, [f"{prefix}info"], f"the ids with info that begin with {prefix!r}{where}")
+        for agent_id in (f"a_{name}" for name in writes if name != "info"):
+            there = await store.exists(agent_id), await store.load_info(agent_id)
+            ctx.equal(there, (False, None), f"exists and load_info of {agent_id!r}, which has no info{where}")
+        if "QUERYABLE" not in ctx.harness.lacks:
+            sessions = sorted([session.agent_id for session in await store.query_sessions()])
+            ctx.equal(sessions, ["a_info", "b_info"], f"the sessions{where}")
         everyone = await store.list(include_without_info=True)
         ctx.equal(everyone, sorted(prefix + name for prefix in ("a_", "b_") for name in writes), "all ids")
 

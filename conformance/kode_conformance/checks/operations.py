@@ -231,10 +231,6 @@ async def _find_nothing(ctx: Context, store: Any, calls: Mapping[str, Any]) -> N
                 await ctx.raises(StoreClosedError, drive(getattr(store, method), given), told)
 
 
-_TURNS: Final = 20
-"""How many turns of the event loop a call takes at most to return to its caller."""
-
-
 @check("OPS-5", needs=_E, under=(Dimension.INTERRUPTIONS,))
 async def close_waits_for_what_was_accepted(ctx: Context) -> None:
     """Writes that were called before close are done, or refused, and never dropped after they were acknowledged."""
@@ -249,28 +245,6 @@ async def close_waits_for_what_was_accepted(ctx: Context) -> None:
     acknowledged = sum(not isinstance(result, Exception) for result in results[:100])
     stored = len([e async for e in ctx.store.read_events("a")])
     ctx.true(stored >= acknowledged, f"{acknowledged} events were acknowledged, {stored} are stored")
-
-
-@check("OPS-5", needs=_E, under=(Dimension.INTERRUPTIONS, Dimension.COMPANY))
-async def each_close_waits(ctx: Context) -> None:
-    """Every one of several calls of close returns when the writes that were accepted have ended, and not before."""
-    for first in range(2):
-        store = await ctx.another()
-        writes: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(store.save_messages(f"m{i}", samples.messages(20, 100 * first))) for i in range(20)
-        ]
-        await asyncio.sleep(0)
-        closes = [asyncio.ensure_future(store.close()) for _ in range(3)]
-        await closes[-1 if first else 1]
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
-        under_way = sum(not write.done() for write in writes)
-        await asyncio.gather(*closes, *writes, return_exceptions=True)
-        ctx.equal(under_way, 0, "how many writes were under way when a close that was not the first returned")
-        for i, write in enumerate(writes):
-            found = await ctx.store.load_messages(f"m{i}")
-            if write.exception() is None:
-                ctx.equal(found, samples.messages(20, 100 * first), "the messages that were acknowledged")
 
 
 @check("OPS-5", needs=_E, absence_ok=True, under=(Dimension.INTERRUPTIONS,))

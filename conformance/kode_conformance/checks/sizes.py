@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from kode_conformance.calls.ways import changes_come_back
+from kode_conformance.calls.ways import all_come_back, changes_come_back
 from kode_conformance.checks.many_reads import in_pages
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
@@ -17,7 +17,16 @@ from kode_conformance.values import samples
 from kode_conformance.values.fields import Field, Holds, fields_of, full, of_agent, put
 from kode_conformance.values.kinds import Gives, Kind, kinds
 from kode_conformance.values.many import same, see_pieces
-from kode_core.model import AgentInfo, MediaCacheRecord, Message, Snapshot, Timeline, TodoSnapshot, ToolCallRecord
+from kode_core.model import (
+    AgentInfo,
+    MediaCacheRecord,
+    Message,
+    Record,
+    Snapshot,
+    Timeline,
+    TodoSnapshot,
+    ToolCallRecord,
+)
 
 _D: Final = Dimension
 _SIZES: Final = (10, 5_001, 11)
@@ -168,6 +177,28 @@ async def _see(ctx: Context, wanted: Mapping[str, Mapping[Kind, Sequence[Any]]],
         for kind, records in of_kinds.items():
             owned = [of_agent(record, agent_id) for record in records]
             same(ctx, await _read(ctx.store, kind, agent_id), owned, f"{kind.whole.method} of {agent_id!r} {when}")
+
+
+_STEPS: Final = (409_601, 10, 70_001, 11, 262_145, 12, 5_001)
+"""Sizes of records that follow one another: more than items, cells, lines and pages of some databases take."""
+
+
+@check(
+    *("HIS-1", "HIS-2", "SNAP-1", "MSG-1", "TC-1", "MED-1", "EVT-5", "VAL-4"),
+    under=(_D.LENGTHS, _D.ORDERS, _D.INSTANCES),
+)
+async def large_records_keep_their_places(ctx: Context) -> None:
+    """Lists of every kind in which large records stand between small ones, some of them so large that a store may keep
+    them elsewhere, are in their order, by every method that gives them: by time and key, or as they were saved.
+    """
+    most = (ctx.harness.limits.max_payload_bytes or 2**40) - _HEADROOM
+    sizes = [min(size, most) for size in _STEPS]
+    every = dict[type[Record], list[Any]]()
+    for record, kind in kinds().items():
+        if not kind.is_single:
+            field = ctx.rng.choice(_rooms(record))
+            every[record] = [_put(full(record, i), field, "x" * size) for i, size in enumerate(sizes)]
+    await all_come_back(ctx, every, once=ctx.settings.tier is Tier.QUICK, much="places ")
 
 
 _LARGE_TEXT: Final = 600_000

@@ -16,8 +16,8 @@ from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
-from kode_conformance.values.many import see_pieces
-from kode_core.model import Bookmark
+from kode_conformance.values.many import see_pieces, views
+from kode_core.model import AgentRecords, Bookmark, Timeline
 from kode_core.protocols import ExtendedStore
 
 _STREAMS: Final[Mapping[str, Callable[[ExtendedStore], AsyncIterator[Any]]]] = {
@@ -195,15 +195,47 @@ async def _same_moment(ctx: Context, name: str, bound: str, at: int, moment: dat
     ctx.equal(streamed, wanted, f"iter_{name}({bound}={moment}), as for {at}")
 
 
-@check("EVT-6", "EVT-3", under=(Dimension.EQUALS, Dimension.ORDERS, Dimension.INSTANCES))
+_SEQS: Final = ((3, 9, 9, 5, 9, 2), (9, 3, 2), (2, 9, 3), (2, 3, 9), (-(2**63), 5, -1), (9, 9, 2**40), (2**40, 9, 9))
+"""The seqs of events in the order in which they are appended: the highest one first, last, between, and several."""
+
+
+async def _one_by_one_in_turns(stores: Sequence[Any], agent_id: str, entries: Sequence[Timeline]) -> None:
+    for n, entry in enumerate(entries):
+        await stores[n % 2].append_event(agent_id, entry)
+
+
+_APPENDS: Final[Mapping[str, Callable[[Sequence[Any], str, Sequence[Timeline]], Awaitable[object]]]] = {
+    "append_event": _one_by_one_in_turns,
+    "append_events": lambda stores, agent_id, entries: stores[0].append_events(agent_id, entries),
+    "save_turn": lambda stores, agent_id, entries: stores[0].save_turn(agent_id, events=entries),
+    "import_agent": lambda stores, agent_id, entries: stores[0].import_agent(
+        agent_id, AgentRecords(agent_id=agent_id, events=entries)
+    ),
+}
+
+
+@check("EVT-6", "EVT-3", "LIFE-8", under=(Dimension.EQUALS, Dimension.ORDERS, Dimension.INSTANCES))
 async def the_last_bookmark_of_equal_seqs(ctx: Context) -> None:
-    """Among several events with the highest seq, the one that was appended last has the last bookmark, in every
-    instance.
+    """Whatever way events come, and wherever in the list the one with the highest seq is, it has the last bookmark, of
+    several the one that was appended last; in every instance, after a reopening, and after another event of a lesser
+    seq.
     """
-    other = await ctx.another()
-    for n, (seq, cursor) in enumerate(((3, 0), (9, 1), (9, 0), (5, 7), (9, 2), (2, 9))):
-        entry = samples.event(seq, cursor=cursor)
-        entry = entry.replace(bookmark=Bookmark(seq, samples.T0 - n))
-        await (ctx.store, other)[n % 2].append_event("a", entry)
-    for store in (ctx.store, other):
-        ctx.equal(await store.last_bookmark("a"), Bookmark(9, samples.T0 - 4), "the last of three with one seq")
+    other, wanted = await ctx.another(), dict[str, tuple[Bookmark, int]]()
+    for way, append in _APPENDS.items():
+        if way == "import_agent" and "EXTENDED" in ctx.harness.lacks:
+            continue
+        for n, seqs in enumerate(_SEQS):
+            agent_id = f"{way} {', '.join(map(str, seqs))}"
+            entries = [
+                samples.event(seq, cursor=i % 3).replace(bookmark=Bookmark(seq, samples.T0 - i))
+                for i, seq in enumerate(seqs)
+            ]
+            await append((ctx.store, other) if n % 2 else (other, ctx.store), agent_id, entries)
+            last = max(range(len(seqs)), key=lambda i, seqs=seqs: (seqs[i], i))  # type: ignore[misc]
+            wanted[agent_id] = entries[last].bookmark, min(seqs)
+    async for where, store in views(ctx, other):
+        for agent_id, (bookmark, _) in wanted.items():
+            ctx.equal(await store.last_bookmark(agent_id), bookmark, f"the last bookmark of {agent_id}{where}")
+    for agent_id, (bookmark, least) in wanted.items():
+        await ctx.store.append_event(agent_id, samples.event(least, cursor=7))
+        ctx.equal(await ctx.store.last_bookmark(agent_id), bookmark, f"the last bookmark of {agent_id}, {least}")

@@ -85,6 +85,7 @@ class Trouble(Layer):
 
     Attributes:
         hanging: agents whose calls hang until they are let go.
+        hangs_searches: True if calls that are about no one agent hang, too.
         failing: by agent, what its calls raise; a commit of several agents gives it as that batch's outcome.
         too_large: the error that a batch with a body beyond ``limit`` meets.
         under_way: how many calls hang.
@@ -95,6 +96,7 @@ class Trouble(Layer):
     def __init__(self, inner: Engine) -> None:
         super().__init__(inner)
         self.hanging: set[str] = set()
+        self.hangs_searches = False
         self.failing: dict[str, KodeError] = {}
         self.too_large: KodeError | None = None
         self.under_way = 0
@@ -102,7 +104,7 @@ class Trouble(Layer):
 
     async def around(self, verb: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         agents = agents_of(verb, args)
-        if self.hanging & agents:
+        if self.hanging & agents or (self.hangs_searches and not agents and verb != "close"):
             self.under_way += 1
             try:
                 await self.let_go.wait()

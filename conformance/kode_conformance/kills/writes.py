@@ -11,6 +11,7 @@ from kode_conformance.harness import keeps_documents, keeps_tags
 from kode_conformance.values import samples
 from kode_core.model import (
     ABSENT,
+    AgentEvent,
     AgentInfo,
     AgentRecords,
     DeleteDocument,
@@ -23,6 +24,7 @@ from kode_core.protocols import ExtendedStore
 
 __all__ = [
     "DOCUMENT_WRITES",
+    "EXTENDED_WRITES",
     "FORK",
     "FORKS",
     "IMPORT",
@@ -206,6 +208,26 @@ _DOCUMENTS: Final = tuple(
 
 IMPORT: Final = Write("import_agent", lambda store, agent_id: store.import_agent(agent_id, records_to_import()))
 """The write of an agent that does not exist."""
+
+
+async def _not_there(_store: ExtendedStore, _agent_id: str) -> None:
+    """The write needs an agent that does not exist."""
+
+
+EXTENDED_WRITES: Final[tuple[Write, ...]] = (
+    Write("emit", lambda store, agent_id: store.emit(agent_id, "tick", {"n": 1})),
+    Write(
+        "emit_many",
+        lambda store, agent_id: store.emit_many(agent_id, [AgentEvent("progress", "tick", {"n": n}) for n in range(3)]),
+    ),
+    Write("update_info", lambda store, agent_id: store.update_info(agent_id, {"updated": 1}, remove=["userId"])),
+    Write("replace_message", lambda store, agent_id: store.replace_message(agent_id, 1, samples.message(90))),
+    Write("truncate_messages", lambda store, agent_id: store.truncate_messages(agent_id, 1)),
+    Write("delete_snapshot", lambda store, agent_id: store.delete_snapshot(agent_id, "sfp-1")),
+    Write("create_agent", lambda store, agent_id: store.create_agent(agent_id, samples.info(agent_id)), _not_there),
+    IMPORT._replace(prepare=_not_there),
+)
+"""The writes to one agent that extended stores have besides."""
 
 FORK: Final = Write("batch_fork", lambda store, agent_id: store.batch_fork(agent_id, FORKS))
 """The write that makes other agents."""

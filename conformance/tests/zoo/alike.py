@@ -190,3 +190,33 @@ class FirstOfTheHighest(EngineStore):
         async for event in self.read_events(agent_id, since=last and last.replace(seq=last.seq - 1)):
             return event.bookmark
         return last
+
+
+@mutant(
+    "EVT-6",
+    killed_by="the_last_bookmark_of_equal_seqs",
+    source="the last one of a turn's events, as they are in order anyway",
+    witness=seen(
+        lambda s: s.save_turn("a", events=[samples.event(9), samples.event(2)]),
+        lambda s: s.last_bookmark("a"),
+    ),
+)
+class LastOfTheTurn(EngineStore):
+    """Gives the bookmark of the last event of a turn, also if one before it has a higher seq."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._last: dict[str, tuple[Any, Any]] = {}
+
+    async def save_turn(self, agent_id: str, **parts: Any) -> Any:
+        before = await super().last_bookmark(agent_id)
+        offsets = await super().save_turn(agent_id, **parts)
+        after = await super().last_bookmark(agent_id)
+        if before is None and after is not None:
+            self._last[agent_id] = after, parts["events"][-1].bookmark
+        return offsets
+
+    async def last_bookmark(self, agent_id: str) -> Any:
+        found = await super().last_bookmark(agent_id)
+        after, last = self._last.get(agent_id, (None, None))
+        return last if found is not None and found == after else found

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -241,3 +242,78 @@ class WritesWhenItCloses(_Buffers):
         if self._buffer:
             await self.inner.commit(self._buffer)
         await super().close()
+
+
+async def _an_older_one_closes(ctx: Context) -> object:
+    older = await ctx.another()
+    await older.save_info("a", samples.info("a", template_id="old"))
+    await ctx.store.save_info("a", samples.info("a", template_id="new"))
+    await ctx.close(older)
+    info = await ctx.store.load_info("a")
+    return info and info.template_id
+
+
+@mutant(
+    "OPS-10",
+    killed_by="an_instance_that_closes_writes_nothing_again",
+    source="a cache that is flushed when it is closed, with what was written through it already",
+    witness=_an_older_one_closes,
+)
+class FlushesWhenItCloses(EngineStore):
+    """Saves the infos that it saved last once more when it is closed, over what other instances did since."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._infos: dict[str, Any] = {}
+
+    async def save_info(self, agent_id: str, info: Any, **given: Any) -> None:
+        await super().save_info(agent_id, info, **given)
+        self._infos[agent_id] = info
+
+    async def delete(self, agent_id: str, **given: Any) -> None:
+        await super().delete(agent_id, **given)
+        self._infos.pop(agent_id, None)
+
+    async def close(self) -> None:
+        while self._infos:
+            agent_id, info = self._infos.popitem()
+            with suppress(KodeError):
+                await super().save_info(agent_id, info)
+        await super().close()
+
+
+class _Slow(Layer):
+    async def commit(self, batches: Sequence[Batch]) -> Sequence[Outcome]:
+        await asyncio.sleep(0.1)
+        return await super().commit(batches)
+
+
+async def _closes_again(ctx: Context) -> object:
+    store = await ctx.another(_Slow)
+    writing = asyncio.ensure_future(store.save_todos("a", samples.todos("x")))
+    await asyncio.sleep(0.02)
+    first = asyncio.ensure_future(store.close())
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await store.close()
+    was_done = writing.done()
+    await asyncio.gather(writing, return_exceptions=True)
+    return was_done
+
+
+@mutant(
+    "OPS-5",
+    killed_by="each_close_waits",
+    source="a flag that is set before the wait, and is not taken back when that is cancelled",
+    witness=_closes_again,
+)
+class WaitsInItsFirstClose(EngineStore):
+    """Returns from each close but the first at once."""
+
+    _is_begun = False
+
+    async def close(self) -> None:
+        if not self._is_begun:
+            self._is_begun = True
+            await super().close()

@@ -13,6 +13,7 @@ from kode_conformance.values import samples
 from conformance.tests.zoo.base import mutant
 from conformance.tests.zoo.witnesses import talk
 from kode_core.errors import OutcomeUnknownError, StorageError, StoreUnavailableError
+from kode_core.model import AgentEvent
 from kode_core.store import EngineStore
 
 
@@ -129,3 +130,59 @@ class HidesWhatTheEngineSaid(EngineStore):
             return await super().delete_many(**filters)
         except OutcomeUnknownError as exc:
             raise StoreUnavailableError("something went wrong") from exc
+
+
+async def _updated(ctx: Context) -> object:
+    store, doubt = await doubtful(ctx)
+    await ctx.store.save_info("a", samples.info("a"))
+
+    async def meanwhile() -> None:
+        await doubt.begins.wait()
+        await ctx.store.save_info("a", samples.info("a", metadata={}))
+
+    doubt.loses = doubt.writes = True
+    doubt.meanwhile = asyncio.create_task(meanwhile())
+    await asyncio.gather(store.update_info("a", {"x": 1}), doubt.meanwhile, return_exceptions=True)
+    info = await ctx.store.load_info("a")
+    return info and info.metadata
+
+
+@mutant(
+    "OPS-10",
+    killed_by="what_came_behind_a_lost_answer_stays",
+    witness=_updated,
+    source="a retry of what is idempotent: to set keys twice is to set them once",
+)
+class UpdatesAgainInDoubt(EngineStore):
+    """Updates an info again when the answer was lost, over what others have saved since."""
+
+    async def update_info(self, agent_id: str, metadata: Any, **given: Any) -> Any:
+        try:
+            return await super().update_info(agent_id, metadata, **given)
+        except OutcomeUnknownError:
+            return await super().update_info(agent_id, metadata, **given)
+
+
+async def _emitted(ctx: Context) -> object:
+    store, doubt = await doubtful(ctx)
+    doubt.loses = doubt.writes = True
+    events = [AgentEvent("progress", "tick", {"n": n}) for n in range(2)]
+    (result,) = await asyncio.gather(store.emit_many("a", events), return_exceptions=True)
+    doubt.loses = False
+    return len(getattr(result, "timelines", ())), [event.bookmark.seq async for event in store.read_events("a")]
+
+
+@mutant(
+    "EVT-8",
+    killed_by="an_emit_in_doubt_is_stored_once",
+    witness=_emitted,
+    source="a loop of three attempts around a method that numbers",
+)
+class EmitsListsAgainInDoubt(EngineStore):
+    """Emits several events once more, under new numbers, before it says that the outcome is unknown."""
+
+    async def emit_many(self, agent_id: str, events: Any, **given: Any) -> Any:
+        try:
+            return await super().emit_many(agent_id, events, **given)
+        except OutcomeUnknownError:
+            return await super().emit_many(agent_id, events, **given)

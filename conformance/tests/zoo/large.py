@@ -16,7 +16,7 @@ from conformance.tests.zoo.witnesses import seen, the
 from kode_core.batch import Applied, DocKind, ListKind
 from kode_core.codec import encode
 from kode_core.layers import Layer
-from kode_core.model import AgentRecords, AppendedMessage, CompressionRecord, Message, Snapshot
+from kode_core.model import AgentRecords, AppendedMessage, CompressionRecord, Message, RecoveredFile, Snapshot
 from kode_core.store import EngineStore
 
 _LARGE = 300_000
@@ -350,3 +350,21 @@ class LoadsByFiveHundreds(EngineStore):
             found += page
             if len(page) < 500:
                 return found
+
+
+@mutant(
+    "HIS-2",
+    killed_by="HIS-1.large_records_keep_their_places",
+    source="large files in a bucket, whose list is read behind that of the table",
+    witness=seen(
+        lambda s: s.save_recovered_file("a", samples.recovered("a", samples.T0, "x" * 300_000)),
+        lambda s: s.save_recovered_file("a", samples.recovered("b", samples.T0 + 1)),
+        lambda s: the("path", s.load_recovered_files("a")),
+    ),
+)
+class LoadsLargeFilesLast(EngineStore):
+    """Loads recovered files with more than 256 KiB behind all others."""
+
+    async def load_recovered_files(self, agent_id: str) -> Any:
+        found = await super().load_recovered_files(agent_id)
+        return sorted(found, key=lambda file: len(encode(RecoveredFile, file, "file").text) > 2**18)

@@ -16,7 +16,7 @@ from kode_conformance.values import samples
 from msgspec.structs import replace
 
 from conformance.tests.zoo.base import OnJson, Wrapper, mutant
-from conformance.tests.zoo.witnesses import seen, talk
+from conformance.tests.zoo.witnesses import restart, seen, talk
 from kode_core.backends.json_files.engine import JsonFilesEngine
 from kode_core.batch import ListKind, ListRows
 from kode_core.errors import LockLostError, StorageError
@@ -339,3 +339,24 @@ class NeverSaysLost(EngineStore):
 
         lock._acquire = acquired
         return lock
+
+
+@mutant(
+    "LIFE-1",
+    killed_by="LIFE-2.agents_without_info_are_listed_when_asked_for",
+    source="a script of repair that is run at each start: an agent with todos must have been made once",
+    witness=seen(
+        lambda s: s.save_todos("a", samples.todos("x")),
+        lambda s: s.exists("a"),
+        restart,
+        lambda s: s.exists("a"),
+    ),
+)
+class RepairsInfosWhenItOpens(EngineStore):
+    """Saves an info of its own making for each agent that has todos and none, when the store is opened."""
+
+    async def open(self) -> None:
+        await super().open()
+        for agent_id in await super().list(include_without_info=True):
+            if await super().load_todos(agent_id) is not None and not await super().exists(agent_id):
+                await super().save_info(agent_id, AgentInfo(agent_id=agent_id, template_id="?", created_at=0))
