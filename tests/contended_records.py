@@ -8,7 +8,7 @@ import random
 import selectors
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from kode_core.engines.record.engine import RecordEngine
 from kode_core.store import EngineStore
 from tests.memory_records import Contents, MemoryRecords
 
-__all__ = ["Contest", "contest", "reading"]
+__all__ = ["Contest", "contest"]
 
 ROUND_TRIP = 0.002
 _ROOM: dict[str, Any] = {"inline_bytes": 100_000, "part_bytes": 350_000}
@@ -44,35 +44,15 @@ class _Loop(asyncio.SelectorEventLoop):
         return self.selector.clock
 
 
-class _Server:
-    """Works on one call after the other."""
-
-    def __init__(self, work: float) -> None:
-        self._work = work
-        self._free_at = 0.0
-
-    async def pass_through(self) -> None:
-        now = asyncio.get_running_loop().time()
-        self._free_at = max(self._free_at, now) + self._work
-        await asyncio.sleep(self._free_at - now)
-
-
 class _Far(MemoryRecords):
     """What is called takes effect in the middle of a round trip, whose length is drawn by lot."""
 
     def __init__(
-        self,
-        contents: Contents,
-        rng: random.Random,
-        calls: Counter[str],
-        round_trip: float,
-        server: _Server,
-        **options: Any,
+        self, contents: Contents, rng: random.Random, calls: Counter[str], round_trip: float, **options: Any
     ) -> None:
         super().__init__(contents, **options)
         self._rng = rng
         self._round_trip = round_trip
-        self._server = server
         self._calls = calls
 
     def __getattribute__(self, name: str) -> Any:
@@ -86,7 +66,6 @@ class _Far(MemoryRecords):
             self._calls[name] += 1
             length = self._round_trip * self._rng.uniform(0.7, 1.3)
             await asyncio.sleep(length / 2)
-            await self._server.pass_through()
             found = await call(*args, **kwargs)
             await asyncio.sleep(length / 2)
             return found
@@ -121,34 +100,19 @@ class Contest:
         return min(self.wrote) * len(self.wrote) / max(sum(self.wrote), 1)
 
 
-def _stores(
-    found: Contest, seed: int, work: float, options: dict[str, Any]
-) -> Callable[[float], Awaitable[EngineStore]]:
-    """Opens one more store each time, so far away, over the same contents and on the same server."""
-    contents, rng, server = Contents(), random.Random(seed), _Server(work)
+async def _contend(
+    found: Contest, seconds: float, seed: int, pauses: dict[int, float], round_trip: float, options: dict[str, Any]
+) -> None:
+    contents, rng, loop = Contents(), random.Random(seed), asyncio.get_running_loop()
+    is_over = False
 
-    async def store(round_trip: float) -> EngineStore:
-        engine = RecordEngine(_Far(contents, rng, found.calls, round_trip, server, **{**_ROOM, **options}))
+    async def store() -> EngineStore:
+        engine = RecordEngine(_Far(contents, rng, found.calls, round_trip, **{**_ROOM, **options}))
 
         async def opened() -> RecordEngine:
             return engine
 
         return await EngineStore(opened).open()
-
-    return store
-
-
-async def _contend(
-    found: Contest,
-    seconds: float,
-    seed: int,
-    pauses: dict[int, float],
-    round_trips: Sequence[float],
-    work: float,
-    options: dict[str, Any],
-) -> None:
-    store, loop = _stores(found, seed, work, options), asyncio.get_running_loop()
-    is_over = False
 
     async def write(n: int, one: EngineStore) -> None:
         last = loop.time()
@@ -166,7 +130,7 @@ async def _contend(
             await asyncio.sleep(pauses.get(n, 0))
             last = loop.time()
 
-    stores = [await store(round_trip) for round_trip in round_trips]
+    stores = [await store() for _ in found.wrote]
     await stores[0].append_messages("a", [samples.message(0, "first")])
     found.calls.clear()
     writing = [asyncio.ensure_future(write(n, one)) for n, one in enumerate(stores)]
@@ -180,40 +144,6 @@ async def _contend(
         await one.close()
 
 
-async def _read(found: Contest, messages: int, round_trip: float) -> None:
-    store, loop = _stores(found, 0, 0.0, {}), asyncio.get_running_loop()
-    writer, *readers = [await store(round_trip) for _ in range(1 + len(found.wrote))]
-    is_over = False
-
-    async def write() -> None:
-        seq = 0
-        while not is_over:
-            seq += 1
-            await writer.save_messages("a", [samples.message(n, f"{seq}/{n}") for n in range(messages)])
-
-    async def read(one: EngineStore, last: int | None) -> None:
-        began = loop.time()
-        texts = [message.text for message in await one.load_messages("a", last=last)]
-        assert len({text.split("/")[0] for text in texts}) == 1, "a read is torn"
-        found.longest = max(found.longest, loop.time() - began)
-
-    await writer.save_messages("a", [samples.message(n, f"0/{n}") for n in range(messages)])
-    writing = asyncio.ensure_future(write())
-    await asyncio.sleep(round_trip)
-    found.calls.clear()
-    await asyncio.gather(*(read(one, None if n % 2 else 5) for n, one in enumerate(readers)))
-    is_over = True
-    await writing
-    for one in (writer, *readers):
-        await one.close()
-
-
-def reading(readers: int, monkeypatch: pytest.MonkeyPatch, *, messages: int = 50, round_trip: float) -> Contest:
-    """Have so many stores read an agent, the whole list or its end, which one writer replaces again and again."""
-    found = Contest(readers)
-    return _simulated(found, 0, monkeypatch, _read(found, messages, round_trip))
-
-
 def contest(
     writers: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -222,29 +152,15 @@ def contest(
     seed: int = 0,
     pauses: dict[int, float] | None = None,
     round_trip: float = ROUND_TRIP,
-    far: int = 0,
-    work: float = 0.0,
     **options: Any,
 ) -> Contest:
-    """Have so many stores append to one agent, each one message after the other; some with a pause after each.
-
-    *far* of them have five times the *round_trip*. The server works on each call for *work* seconds.
-    """
-    found = Contest(writers)
-    round_trips = [round_trip * (5 if n < far else 1) for n in range(writers)]
-    contending = _contend(found, seconds, seed, pauses or {}, round_trips, work, options)
-    return _simulated(found, seed, monkeypatch, contending)
-
-
-def _simulated(
-    found: Contest, seed: int, monkeypatch: pytest.MonkeyPatch, running: Coroutine[Any, Any, None]
-) -> Contest:
-    loop = _Loop()
+    """Have so many stores append to one agent, each one message after the other; some with a pause after each."""
+    loop, found = _Loop(), Contest(writers)
     random.seed(seed)
     with monkeypatch.context() as patch:
         patch.setattr(time, "monotonic", loop.time)
         try:
-            loop.run_until_complete(running)
+            loop.run_until_complete(_contend(found, seconds, seed, pauses or {}, round_trip, options))
         finally:
             loop.close()
     return found

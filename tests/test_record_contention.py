@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.contended_records import contest, reading
+from tests.contended_records import contest
 from tests.memory_records import TogetherHarness
 
 ALONE = 249
@@ -46,38 +46,12 @@ def test_writers_far_away_settle_no_head_that_others_settle(monkeypatch: pytest.
     assert found.least_share > 0.2
 
 
-@pytest.mark.parametrize("writers", [5, 20])
-def test_writers_far_away_make_progress_together(writers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One writer makes ten writes a second there."""
-    found = contest(writers, monkeypatch, seconds=100, round_trip=0.05)
-    assert not found.errors
-    assert found.rate > 5
-    assert found.calls_per_write < 4
-    assert found.least_share > 0.2
-
-
-@pytest.mark.parametrize(("writers", "calls"), [(20, 4), (50, 6)])
-def test_writers_leave_a_busy_server_room(writers: int, calls: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server makes 83 calls in a second, which are 29 writes of one writer: who looks too often slows all down."""
-    found = contest(writers, monkeypatch, seconds=60, round_trip=0.005, work=0.012)
-    assert found.rate > 29 / 2
-    assert found.calls_per_write < calls
-    assert found.least_share > 0.1
-
-
-def test_writers_with_a_slow_link_get_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four of twenty have calls that take five times as long; the others write twice in the time of one call."""
-    found = contest(20, monkeypatch, seconds=100, round_trip=0.05, far=4)
-    assert found.rate > 5
-    assert sum(found.wrote[:4]) > 0.05 * sum(found.wrote) * 4 / 20
-
-
 @pytest.mark.slow
 def test_fifty_writers_make_progress_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = contest(50, monkeypatch, seconds=25)
+    found = contest(50, monkeypatch)
     assert not found.errors
     assert found.rate > ALONE / 2
-    assert found.calls_per_write < 4
+    assert found.calls_per_write < 10
     assert found.least_share > 0.2
 
 
@@ -97,7 +71,7 @@ def test_writers_that_pause_do_not_wait_for_each_other(monkeypatch: pytest.Monke
     found = contest(20, monkeypatch, seconds=5, pauses=dict.fromkeys(range(20), 0.2))
     assert not found.errors
     assert found.rate > 60
-    assert found.calls_per_write < 9
+    assert found.calls_per_write < 8
 
 
 def test_a_writer_that_is_left_alone_is_as_fast_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,20 +79,3 @@ def test_a_writer_that_is_left_alone_is_as_fast_as_before(monkeypatch: pytest.Mo
     found = contest(20, monkeypatch, seconds=5, pauses=dict.fromkeys(range(1, 20), 1000))
     assert found.wrote[1:] == [1] * 19
     assert found.wrote[0] > 4 * ALONE
-
-
-@pytest.mark.parametrize("round_trip", [0.002, 0.3])
-@pytest.mark.parametrize("readers", [3, 100])
-def test_readers_do_not_starve_next_to_a_busy_writer(
-    readers: int, round_trip: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However far away the database is. The writer's next swap comes as soon as its changes are applied."""
-    found = reading(readers, monkeypatch, round_trip=round_trip)
-    assert found.longest < 30 * round_trip
-    assert found.calls.total() < 20 * readers + 50
-
-
-def test_readers_of_large_writes_do_not_starve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such a write has a stash, which a reader cannot leave pending."""
-    found = reading(50, monkeypatch, messages=4000, round_trip=0.3)
-    assert found.longest < 30 * 0.3

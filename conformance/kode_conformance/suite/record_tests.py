@@ -137,16 +137,6 @@ class RecordStoreTests(RecordDocTests):
             while list(await records.heads(["a"])) != [done] or list(await records.unsettled()):
                 await asyncio.sleep(0.01)
 
-    async def test_a_settle_may_leave_a_head_unsettled(self, records: RecordStore) -> None:
-        """A reader renews its sign on a head whose changes are still pending."""
-        assert await records.swap(None, a_head(1, is_settled=False), None, [])
-        signed = a_head(1, is_settled=False, state=b"signed")
-        assert await records.settle(signed)
-        async with asyncio.timeout(10):
-            while list(await records.heads(["a"])) != [signed]:
-                await asyncio.sleep(0.01)
-        assert list(await records.unsettled()) == ["a"]
-
     async def test_a_lasting_settle_is_read_at_once(self, records: RecordStore) -> None:
         """No reader needs the changes of a head once its lasting settle is written."""
         for rev in range(1, 20):

@@ -337,13 +337,7 @@ class RecordIO:
             pause = min(2 * pause, _FROZEN_SECONDS / 20)
 
     async def freeze(self, head: OpenedHead) -> OpenedHead:
-        """The next revision of a head, with a reader's sign.
-
-        Pending changes stay pending. To apply them first takes longer than a busy writer takes to its next swap, and
-        the reader would always be too late. A stash is of one revision, so it has to go first.
-        """
-        if head.state.stash is not None or head.state.doomed or head.state.reserved:
-            head = await self.redo(head)
+        head = await self.redo(head)
         frozen = head.next(replace(head.state, frozen=nonce()))
         try:
             is_frozen = await self.swap(head, frozen)

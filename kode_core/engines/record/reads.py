@@ -88,9 +88,7 @@ class RecordReads:
             is_same = missed is not None and missed.is_still(head)
             missed = None
             try:
-                is_early = attempt < _OPTIMISTIC and not (attempt and time.monotonic() - began > _OPTIMISTIC_SECONDS)
-                has_shelter = head.state.frozen is not None and attempt % 2  # writers wait for another reader
-                if is_early or has_shelter:
+                if attempt < _OPTIMISTIC and not (attempt and time.monotonic() - began > _OPTIMISTIC_SECONDS):
                     return await read(Instant(head, await self._io.overlay(head)))
                 async with self._io.frozen(head) as frozen:
                     head = frozen

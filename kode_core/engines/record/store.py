@@ -264,7 +264,7 @@ class RecordStore(Protocol):
         ...
 
     async def settle(self, head: HeadRecord, *, lasting: bool = False) -> bool:
-        """Write ``is_settled``, true or false, and ``state`` of *head* if the stored head still has its ``rev``.
+        """Write ``is_settled`` and ``state`` of *head* if the stored head still has its ``rev``.
 
         False if the head has another ``rev`` by now, or is gone. A *lasting* settle, and the answer False to it, are as
         durable as a swap when this returns, because the engine then removes records that the head needed. Any other

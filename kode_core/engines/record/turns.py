@@ -7,9 +7,8 @@ writer, a number that the head also holds, and then for the end of a turn:
     revision   41  42  43  44  45  46  47  48  49
     writer      A   A   A   B   B   B   C   C   C      A is back at 50: ``others`` is 6, ``turn_ends`` of 44 is 46
 
-A writer takes the head when no turn is under way. It also takes a head that has not moved for a while: its writer is
-dead, or far away. A writer that finds a turn under way, or loses a swap, comes back when that turn ends;
-from the second time on it lets more and more revisions pass, because there are more writers than it thought.
+A writer takes the head when no turn is under way. It also takes a head that has not moved for a while: its writer had
+nothing more to write, or is dead.
 
 All this is advice. Only the condition of a swap keeps two writers apart.
 """
@@ -20,39 +19,26 @@ import random
 import time
 from typing import Final
 
-from msgspec.structs import replace
-
 from kode_core.engines.recent import Recent
 from kode_core.engines.record.state import OpenedHead
 
-__all__ = ["AllTurns", "WriterTurns", "turn_ended"]
+__all__ = ["AllTurns", "WriterTurns"]
 
 _KNOWN: Final = 512
 _MOST_SWAPS: Final = 12
-_LONG_TURN: Final = 0.5
-"""The most seconds of a turn with more than two swaps."""
-_LONG_ROUND: Final = 8.0
-"""The seconds that all turns of a round should take at most: turns shrink, to two swaps if need be."""
+_LONG_TURN, _SHORT_TURN = 0.5, 0.1
+"""The most seconds of a turn with more than two swaps: fewer if a round takes long already."""
+_LONG_ROUND: Final = 5.0
 _MOST_OTHERS: Final = 10_000
 _SOONEST, _LATEST = 0.7, 1.2
 """The share of the other writers' revisions that a writer waits for, drawn between these two."""
 _SPREAD: Final = 0.9, 1.2
 """A pause is drawn between these shares of its length, so that not all writers look at the same instant."""
-_FEW: Final = 4
-"""The most revisions that a writer lets pass after its second miss of the end of a turn; then about twice as many."""
-_MOST_MISSES: Final = 10
-_HASTE: Final = 4
-"""By which power of its overdue rounds a writer that has waited for too long lets fewer revisions pass."""
 _SLOW: Final = 8
 """A turn counts as given up when the head has not moved for this many times the duration of a revision."""
 _SLOWEST: Final = 1.0
-_LEAST_PAUSE, _MOST_PAUSE = 0.001, 8.0
-_LATEST_SETTLE: Final = 2 * _LONG_ROUND
-
-
-def turn_ended(head: OpenedHead) -> OpenedHead:
-    """The head, without the swaps that are left of the turn: its writer has nothing more to write."""
-    return head.with_state(replace(head.state, turn_ends=min(head.state.turn_ends, head.record.rev)))
+_LEAST_PAUSE, _MOST_PAUSE = 0.001, 2.0
+_LATEST_SETTLE: Final = 10.0
 
 
 class WriterTurns:
@@ -70,7 +56,6 @@ class WriterTurns:
         self._seen: int | None = None
         self._seen_at = 0.0
         self._due = 0.0
-        self._misses = 0
         self._pause = 0.0
 
     # --- before a swap
@@ -80,7 +65,7 @@ class WriterTurns:
         if not self._is_met:
             return True
         if self._since is None and self._done >= self._swaps:
-            self._swaps = self._length(head, 2 * self._swaps)
+            self._swaps = min(2 * self._swaps, self._most_swaps(head))
             self._wait(head)
         return self._since is None and time.monotonic() - self._last_at < _MOST_SWAPS * self.pace
 
@@ -89,15 +74,13 @@ class WriterTurns:
         rev, end = head.record.rev, head.state.turn_ends
         if rev in (self._last, end) or rev > end or self._is_slow(rev):
             return True
-        left = float(end - rev)
-        if self._since is not None:
-            waited = rev - self._since
-            if waited >= _MOST_SWAPS:  # the others' revisions show the present pace
-                self.pace = min((time.monotonic() - self._since_at) / waited, 1.5 * self.pace, _SLOWEST)
-            if waited >= self._due:
-                self._miss(waited + end - rev, head.state.others)
-            left = max(left, self._due - waited)
-        self._pause = left * max(self.pace, _LEAST_PAUSE) * random.uniform(*_SPREAD)  # noqa: S311
+        waited = 0 if self._since is None else rev - self._since
+        if waited >= _MOST_SWAPS:  # the others' revisions show the present pace
+            self.pace = min((time.monotonic() - self._since_at) / waited, _SLOWEST)
+        left = max(end - rev, self._due - waited)
+        overdue = waited / max(2 * head.state.others, _MOST_SWAPS)
+        sooner = min(max(1.0, overdue), 2.0)  # a writer that has waited for too long looks more often
+        self._pause = left * max(self.pace, _LEAST_PAUSE) * random.uniform(*_SPREAD) / sooner  # noqa: S311
         return False
 
     def _is_slow(self, rev: int) -> bool:
@@ -133,12 +116,10 @@ class WriterTurns:
         self._is_met = True
         self.pace = self.pace or 2 * seconds
         if self._since is None:
-            self._swaps = self._length(head, max(self._done, 1))
+            self._swaps = max(1, min(self._done, self._most_swaps(head)))
             self._wait(head)
-        else:  # the winner's turn is probably as long as this writer's
-            waited = head.record.rev - self._since
-            self._miss(waited + self._swaps, head.state.others)
-            self._pause = (self._due - waited) * max(self.pace, _LEAST_PAUSE)
+        else:
+            self._pause = max(self.pace, _LEAST_PAUSE) * random.uniform(0, 1)  # noqa: S311
         self._seen, self._seen_at = head.record.rev, time.monotonic()
 
     def won(self, head: OpenedHead | None, seconds: float) -> None:
@@ -155,32 +136,17 @@ class WriterTurns:
     def settle_after(self, head: OpenedHead) -> float:
         """The seconds within which the next swap should come and settle this head for free.
 
-        It is the writer's own, or another's at the end of a turn.
+        It is the writer's own, or another's after the end of a turn.
         """
         revs = 2 * head.state.others if head.record.rev == head.state.turn_ends else 4
         return min(revs * self.pace, _LATEST_SETTLE)
 
-    def _length(self, head: OpenedHead, wanted: int) -> int:
-        """The swaps of the next turn: as many as wanted, if they fit into a turn and all turns into a round."""
-        most = max(2, min(_MOST_SWAPS, int(_LONG_TURN / max(self.pace, _LEAST_PAUSE))))
-        if head.state.others * self.pace > _LONG_ROUND:
-            most = min(most, max(2, self._swaps - 1))
-        return min(wanted, most)
-
-    def _miss(self, ends: int, others: int) -> None:
-        """Let others pass after the turn that ends when so many revisions were waited for.
-
-        A writer that often misses the end of a turn meets many others. After the first miss it comes back at once, and
-        then lets about twice as many revisions pass each time: as many as in a round at most, and far fewer when it has
-        waited for longer than a round.
-        """
-        self._misses += 1
-        most = min(_FEW * (2 ** min(self._misses - 1, _MOST_MISSES) - 1), max(others, _FEW))
-        overdue = max(1.0, ends / max(others, 1)) ** _HASTE
-        self._due = ends + random.uniform(0, most / overdue)  # noqa: S311
+    def _most_swaps(self, head: OpenedHead) -> int:
+        seconds = _LONG_TURN if head.state.others * self.pace < _LONG_ROUND else _SHORT_TURN
+        return max(2, min(_MOST_SWAPS, int(seconds / max(self.pace, _LEAST_PAUSE))))
 
     def _wait(self, head: OpenedHead) -> None:
-        self._since, self._since_at, self._misses = head.record.rev, time.monotonic(), 0
+        self._since, self._since_at = head.record.rev, time.monotonic()
         self._due = head.state.others * random.uniform(_SOONEST, _LATEST)  # noqa: S311
         self._pause = max(self._due, 1) * max(self.pace, _LEAST_PAUSE)
 

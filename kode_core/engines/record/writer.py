@@ -54,7 +54,7 @@ from kode_core.engines.record.plan import Plan
 from kode_core.engines.record.state import OpenedHead, Step, info_key, is_of_log
 from kode_core.engines.record.store import Item
 from kode_core.engines.record.sweep import RecordSweep
-from kode_core.engines.record.turns import AllTurns, WriterTurns, turn_ended
+from kode_core.engines.record.turns import AllTurns, WriterTurns
 from kode_core.errors import (
     CorruptRecordError,
     KodeError,
@@ -279,10 +279,10 @@ class RecordWriter:
         """The agent's head, when it is the writer's turn."""
         while True:
             pause, rest = turns.pause(), until.turn - time.monotonic()
-            if pause:  # the less time is left, the more often the writer looks
-                await asyncio.sleep(max(min(pause, max(rest / 4, turns.pace)), 0))
+            if pause:
+                await asyncio.sleep(max(min(pause, rest), 0))
             head = await self._io.thawed(agent_id, until.readers)
-            if head is None or turns.may_swap(head) or turns.pace >= rest:
+            if head is None or turns.may_swap(head) or pause >= rest:
                 return head
 
     async def _swept(self, agent_id: str, head: OpenedHead | None) -> OpenedHead | None:
@@ -367,7 +367,7 @@ class RecordWriter:
             if state.doomed or state.stash is not None:
                 await self._io.finish_redo(head)
             else:
-                self.spawn(self._settle(turn_ended(done), self._pause_after(head, changes)))
+                self.spawn(self._settle(done, self._pause_after(head, changes)))
             self._remember(done)
         except (KodeError, MovedError):
             self.forget(record.agent_id)

@@ -422,9 +422,9 @@ class HerCountsNoRefusedQueries(EngineStore):
         super().__init__(*args, **options)
         enter = self._context.call_metrics.enter
 
-        def counted(op: Any, seconds: float, error: BaseException | None = None, **about: Any) -> None:
+        def counted(op: Any, seconds: float, error: BaseException | None = None, *about: Any) -> None:
             if not (op.group == "queries" and isinstance(error, InvalidArgumentError)):
-                enter(op, seconds, error, **about)
+                enter(op, seconds, error, *about)
 
         self._context.call_metrics.enter = counted  # type: ignore[method-assign]
 

@@ -821,8 +821,8 @@ class TimesFailuresToo(EngineStore):
         book = self._context.call_metrics
         sound = book.enter
 
-        def enter(op: Any, seconds: float, error: Any = None, **about: Any) -> None:
-            sound(op, seconds, error, **about)
+        def enter(op: Any, seconds: float, error: Any = None, *about: Any) -> None:
+            sound(op, seconds, error, *about)
             if error is not None:
                 book._min, book._max = min(book._min, seconds), max(book._max, seconds)
                 book._recent.append(seconds)
