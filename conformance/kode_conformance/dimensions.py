@@ -222,16 +222,7 @@ WORDS: Final[Mapping[str, Sequence[str]]] = {
     ),
     "model": ("gpt-4o", "claude-sonnet-4", "gemini-2.5-flash", "text-embedding-3-small", "test"),
     "type": (
-        "text_chunk",
-        "done",
-        "error",
-        "heartbeat",
-        "progress",
-        "debug",
-        "trace",
-        "temporary",
-        "cache",
-        "thinking",
+        *("text_chunk", "done", "error", "heartbeat", "progress", "debug", "trace", "temporary", "cache", "thinking"),
     ),
     "name": ("search", "bash", "memory", "cache", "todo_write", "temporary", "test"),
 }

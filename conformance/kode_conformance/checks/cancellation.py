@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar, cast
 from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.patience import SOON_S, WAIT_MS, after_steps
+from kode_conformance.instruments.yielding import turns_pass
 from kode_conformance.kills.writes import FORK, IMPORT, WRITES, Write, expected, forked, portrait, seed, write_on
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -258,8 +259,7 @@ async def close_with_every_write_in_flight(ctx: Context) -> None:
             await seed(ctx.store, f"{write.name}-{steps}")
         store = await ctx.another()
         calls = [asyncio.ensure_future(write.act(store, f"{write.name}-{steps}")) for write in WRITES]
-        for _ in range(steps):
-            await asyncio.sleep(0)
+        await turns_pass(steps)
         async with ctx.within():
             await asyncio.gather(*(store.close() for _ in range(3)))
             results = await asyncio.gather(*calls, return_exceptions=True)
@@ -282,8 +282,7 @@ async def a_cancelled_close_can_be_called_again(ctx: Context) -> None:
         write = asyncio.ensure_future(store.append_event(f"a{steps}", samples.event(0)))
         await asyncio.sleep(0)
         first = asyncio.ensure_future(store.close())
-        for _ in range(steps):
-            await asyncio.sleep(0)
+        await turns_pass(steps)
         first.cancel()
         again = asyncio.ensure_future(store.close())
         await ctx.ended([first, write, again])

@@ -17,6 +17,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Space, keeps_documents
 from kode_conformance.instruments.layering import Trouble
 from kode_conformance.instruments.pace import in_time
+from kode_conformance.instruments.yielding import turns_pass
 from kode_conformance.kills.writes import DOCUMENT_WRITES, EXTENDED_WRITES, WRITES, Write, overwrite, portrait, seed
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -85,8 +86,7 @@ async def all_that_is_under_way_ends_when_a_store_is_closed(ctx: Context) -> Non
         tasks = {name: asyncio.ensure_future(drive(*call)) for name, call in calls.items()}
         tasks["a lock that is held"] = asyncio.ensure_future(_waiter(store))
         tasks |= {f"{name}, begun before": asyncio.ensure_future(_to_the_end(it)) for name, it in begun.items()}
-        for _ in range(steps):
-            await asyncio.sleep(0)
+        await turns_pass(steps)
         closing = [asyncio.ensure_future(store.close()) for _ in range(2)]
         await _see_ended(ctx, tasks, closing, f"closed after {steps} steps")
     arrived = asyncio.ensure_future(anext(follower))
@@ -268,7 +268,7 @@ async def _close_amid_many(ctx: Context) -> None:
         await asyncio.sleep(0)
         closes = [asyncio.ensure_future(store.close()) for _ in range(3)]
         await closes[-1 if first else 1]
-        await _steps(_TURNS)
+        await turns_pass(_TURNS)
         under_way = sum(not write.done() for write in writes)
         await asyncio.gather(*closes, *writes, return_exceptions=True)
         ctx.equal(under_way, 0, "how many writes were under way when a close that was not the first returned")
@@ -295,10 +295,10 @@ async def _close_amid_one(ctx: Context, write: Write, agent_id: str, way: str) -
     for nth in range(3):
         by_block = nth > 0 and way == "by the end of its block"
         closing.append(asyncio.create_task(_under_way_after(store, trouble, by_block=by_block)))
-        await _steps(0 if way == "at once" else _TURNS)
+        await turns_pass(0 if way == "at once" else _TURNS)
         if nth == 0 and way == "after a cancelled one":
             closing.pop().cancel()
-    await _steps(_TURNS)
+    await turns_pass(_TURNS)
     trouble.hanging = set()
     trouble.let_go.set()
     ctx.true(await ctx.ended([writing, *closing]), f"{write.name} and close, {way}, must end")
@@ -309,11 +309,6 @@ async def _close_amid_one(ctx: Context, write: Write, agent_id: str, way: str) -
 
 async def _hangs(trouble: Trouble) -> bool:
     return trouble.under_way > 0
-
-
-async def _steps(count: int) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 async def _under_way_after(store: ExtendedStore, trouble: Trouble, *, by_block: bool) -> int:

@@ -16,6 +16,7 @@ from kode_conformance.calls.ways import first
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import keeps_documents, keeps_tags
+from kode_conformance.histories.answers import keys_of_range
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -152,20 +153,6 @@ async def _agents(store: ExtendedStore) -> list[_Kind]:
 _KEYS: Final = ("a", "a/", "a/b", "a1", "ab", "b", "b/1", "b/2", "b1", "b2", "ba", "c", "c/1", "d", "é", "😀")
 
 
-def _ranged(
-    whole: Sequence[str],
-    *,
-    prefix: str = "",
-    start: str | None = None,
-    stop: str | None = None,
-    reverse: bool = False,
-    limit: int | None = None,
-) -> list[str]:
-    found = [key for key in whole if key.startswith(prefix) and (start is None or key >= start)]
-    found = [key for key in found if stop is None or key < stop]
-    return (found[::-1] if reverse else found)[:limit]
-
-
 _RANGES: Final[Mapping[str, Sequence[Any]]] = {
     "prefix": ("b", "b/", "a", ""),
     "start": ("a1", "b/1", "c"),
@@ -198,8 +185,8 @@ async def _documents(store: ExtendedStore) -> list[_Kind]:
     whole = [(owner, key, f"{owner} {key}") for owner in _OWNERS for key in _KEYS]
     values = {"agent_id": ("docs 2", "docs", "none"), "values": (False, True)}
     return [
-        _Kind(("list_documents", "iter_documents"), place, _KEYS, _RANGES, _ranged, lambda one: one.key),
-        _Kind(("list_document_keys",), place, _KEYS, _RANGES, _ranged, _as_it_is),
+        _Kind(("list_documents", "iter_documents"), place, _KEYS, _RANGES, keys_of_range, lambda one: one.key),
+        _Kind(("list_document_keys",), place, _KEYS, _RANGES, keys_of_range, _as_it_is),
         _Kind(
             ("query_documents",),
             {"collection": "c", "tags": {"run": "r1"}},

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from kode_conformance.checks.own_documents import is_key
 from kode_conformance.context import Context
 from kode_conformance.dimensions import LOOKALIKES, Dimension, counts, twins
+from kode_conformance.histories.answers import keys_of_range
 from kode_conformance.instruments.costs import memory_of
 from kode_conformance.instruments.pace import in_time, sizes_in_time
 from kode_conformance.registry import Capability, check
@@ -72,11 +73,6 @@ def _ranges() -> Iterator[dict[str, Any]]:
     yield {"prefix": "a", "start": "a/", "stop": "a😀"}
 
 
-def _wanted(keys: Sequence[str], prefix: str = "", start: str = "", stop: str | None = None) -> list[str]:
-    """The keys of a range by plain comparison of texts, which is by code point; *keys* are sorted."""
-    return [key for key in keys if key.startswith(prefix) and start <= key and (stop is None or key < stop)]
-
-
 @check("DOC-4", needs=_N, under=(_D.LOOKALIKES, _D.TWINS, _D.ORDERS, _D.INSTANCES, _D.ITEMS))
 async def ranges_are_by_code_point(ctx: Context) -> None:
     """The documents, their keys and the stream of a range are in the order of code points, or in reverse, in every
@@ -92,7 +88,7 @@ async def ranges_are_by_code_point(ctx: Context) -> None:
     every = 3 if ctx.settings.tier is Tier.QUICK else 1
     for number, given in enumerate(in_time(ctx, itertools.islice(_ranges(), 0, None, every))):
         for reverse in (False, True):
-            store, wanted = stores[(number + reverse) % 2], _wanted(keys, **given)[:: -1 if reverse else 1]
+            store, wanted = stores[(number + reverse) % 2], keys_of_range(keys, **given, reverse=bool(reverse))
             told = f"{given}, reverse={reverse}"
             how = {**given, "reverse": reverse}
             ctx.equal(list(await store.list_document_keys("a", "c", limit=5000, **how)), wanted, f"keys of {told}")

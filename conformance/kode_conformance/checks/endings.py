@@ -14,6 +14,7 @@ from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import Suspected, judged
 from kode_conformance.instruments.patience import SOON_S
+from kode_conformance.instruments.yielding import turns_pass
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
@@ -203,8 +204,7 @@ async def a_cancelled_anext_loses_nothing(ctx: Context) -> None:
     steps = idle = 0
     while len(seen) < 150 and idle < _IDLE * ctx.harness.patience:
         upcoming = asyncio.ensure_future(anext(stream))
-        for _ in range(steps % 7):
-            await asyncio.sleep(0)
+        await turns_pass(steps % 7)
         steps, idle = steps + 1, idle + 1
         if steps % 5 == 0:
             await asyncio.wait([upcoming], timeout=0.2)

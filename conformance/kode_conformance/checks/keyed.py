@@ -12,6 +12,7 @@ from kode_conformance.checks.own_documents import is_key
 from kode_conformance.context import Context
 from kode_conformance.dimensions import LOOKALIKES, Dimension, counts, lengths, text_of, twins
 from kode_conformance.instruments.pace import in_time, sizes_in_time
+from kode_conformance.instruments.yielding import turns_pass
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
@@ -299,8 +300,7 @@ async def a_cancelled_append_can_be_repeated(ctx: Context) -> None:
     for number, steps in enumerate(in_time(ctx, (0, 1, 2, 3, 4, 5, 7, 10, 15, 25, 40, 80, 200, 1000))):
         keys = [f"{steps}-{i}" for i in range(3)]
         task = asyncio.ensure_future(stores[number % 2].append_messages_once("a", _under(keys)))
-        for _ in range(steps):
-            await asyncio.sleep(0)
+        await turns_pass(steps)
         task.cancel()
         await asyncio.wait([task])
         await stores[number % 2].load_messages("a")  # waits for a write that goes on

@@ -12,6 +12,7 @@ from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.costs import collected, held
 from kode_conformance.instruments.pace import in_time
+from kode_conformance.instruments.yielding import turns_pass
 from kode_conformance.kills.writes import WRITES, seed
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -208,8 +209,7 @@ async def _given_up(store: ExtendedStore) -> None:
     for steps in range(6):
         calls = (store.append_messages("a", samples.messages(1)), store.load_messages("a"), store.list())
         tasks = [asyncio.ensure_future(call) for call in calls]
-        for _ in range(steps):
-            await asyncio.sleep(0)
+        await turns_pass(steps)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -14,6 +14,7 @@ from kode_conformance.context import Context, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import Suspected, TooSlow, judged
 from kode_conformance.instruments.patience import WAIT_MS
+from kode_conformance.instruments.yielding import turns_pass
 from kode_conformance.kills.writes import missing_kinds, portrait
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -100,8 +101,7 @@ async def a_cancelled_waiter_leaves_nothing(ctx: Context) -> None:
     """A waiter that is cancelled leaves no lock behind."""
     for steps in range(8):
         task = asyncio.ensure_future(_take(ctx.store.acquire_agent_lock("a", wait_ms=WAIT_MS)))
-        for _ in range(steps):
-            await asyncio.sleep(0)
+        await turns_pass(steps)
         task.cancel()
         (result,) = await asyncio.gather(task, return_exceptions=True)
         if not isinstance(result, BaseException):

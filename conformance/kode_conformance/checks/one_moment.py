@@ -16,6 +16,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import keeps_documents
 from kode_conformance.instruments.layering import Trouble
 from kode_conformance.instruments.pace import in_time
+from kode_conformance.instruments.yielding import turns_pass
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
 from kode_conformance.values.many import all_of
@@ -123,7 +124,7 @@ async def a_bad_one_of_one_moment_fails_alone(ctx: Context) -> None:
             values = [_NAN if how == "no JSON" and i == bad else i + 1 for i in range(5)]
             calls = [asyncio.ensure_future(call(value)) for value in values]
             if how == "cancelled":
-                await _steps(ctx.rng.randrange(1, 9))
+                await turns_pass(ctx.rng.randrange(1, 9))
                 calls[bad].cancel()
             what = f"{name}, five calls of one moment, of which number {bad + 1} is {how}"
             ctx.true(await ctx.ended(calls), f"{what}: they must end")
@@ -169,9 +170,9 @@ async def a_read_that_is_cancelled_takes_no_other_along(ctx: Context) -> None:
         reads = [asyncio.ensure_future(drive(*calls[name])) for _ in range(3)]
         try:
             await ctx.eventually(partial(_hang_or_ended, trouble, reads), f"{name} must reach the engine")
-            await _steps(10)
+            await turns_pass(10)
             reads[number].cancel()
-            await _steps(10)
+            await turns_pass(10)
         finally:
             trouble.hanging, trouble.hangs_searches = set(), False
             trouble.let_go.set()
@@ -186,8 +187,3 @@ async def a_read_that_is_cancelled_takes_no_other_along(ctx: Context) -> None:
 
 async def _hang_or_ended(trouble: Trouble, reads: Sequence[asyncio.Future[Any]]) -> bool:
     return trouble.under_way > 0 or all(read.done() for read in reads)
-
-
-async def _steps(count: int) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)

@@ -15,6 +15,7 @@ from kode_conformance.context import Context, Unverified, Violation
 from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import Space
 from kode_conformance.instruments.pace import sizes_in_time
+from kode_conformance.instruments.yielding import turns_pass
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
 from kode_conformance.values import samples
@@ -300,8 +301,7 @@ async def a_cancelled_save_is_whole_or_absent(ctx: Context) -> None:
         await ctx.store.save_messages(agent, samples.messages(3))
         wanted = samples.messages(5, 10)
         task = asyncio.ensure_future(ctx.store.save_turn(agent, messages=wanted, info=samples.info(agent)))
-        for _ in range(steps):
-            await asyncio.sleep(0)
+        await turns_pass(steps)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await asyncio.sleep(0.01)

@@ -15,6 +15,7 @@ from kode_conformance.dimensions import Dimension
 from kode_conformance.harness import keeps_documents, keeps_tags
 from kode_conformance.instruments.layering import Trouble
 from kode_conformance.instruments.pace import in_time
+from kode_conformance.instruments.yielding import turns_pass
 from kode_conformance.kills.writes import missing_kinds, overwrite, portrait, seed
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -241,11 +242,9 @@ async def a_read_gives_what_was_written_before_it_began(ctx: Context) -> None:
                 await change(ctx.store, "a")
                 if turns is not None:
                     let_go.set()
-                for _ in range(turns or 0):
-                    await asyncio.sleep(0)
+                await turns_pass(turns or 0)
                 newer = _begin(store, reads.values())
-                for _ in range(10 if turns is None else 0):  # they meet the older ones
-                    await asyncio.sleep(0)
+                await turns_pass(10 if turns is None else 0)  # they meet the older ones
             finally:
                 let_go.set()
             found = await asyncio.gather(*newer)
@@ -272,8 +271,7 @@ async def a_read_among_many_gives_what_was_written_before(ctx: Context) -> None:
         writes = _writes("a", f"changed {number}")
         writes.append(lambda store: store.delete("a"))
         older = _begin(other, [reads[name]])
-        for _ in range(number % 4):  # it may have read by then
-            await asyncio.sleep(0)
+        await turns_pass(number % 4)  # it may have read by then
         write = asyncio.ensure_future(writes[kind]((ctx.store, other)[number % 2]))
         while not write.done():
             if older[-1].done():

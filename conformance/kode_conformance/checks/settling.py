@@ -14,6 +14,7 @@ from kode_conformance.context import Context, Violation, difference
 from kode_conformance.dimensions import Dimension
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.instruments.patience import SOON_S, after_steps, ended
+from kode_conformance.instruments.yielding import turns_pass
 from kode_conformance.kills.writes import (
     FORK,
     LOOKS,
@@ -204,8 +205,7 @@ async def what_was_cancelled_does_not_outlive_a_delete(ctx: Context) -> None:
             trials.append(trial)
             numbers = (steps * 10 + len(trials) * 10_000, steps * 10 + len(trials) * 10_000 + 1)
             others = [asyncio.ensure_future(ctx.store.append_event("other", samples.event(i))) for i in numbers]
-            for _ in range(len(trials) % 4):
-                await asyncio.sleep(0)
+            await turns_pass(len(trials) % 4)
             was_cancelled = await _cancelled(write.act(ctx.store, trial.agent_id), steps)
             await ctx.store.delete(trial.agent_id)
             await asyncio.gather(*others)

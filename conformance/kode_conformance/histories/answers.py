@@ -30,6 +30,7 @@ from kode_core.query import DEFAULT_LIMIT, AgentStats, SessionInfo
 __all__ = [
     "answer",
     "content_types",
+    "keys_of_range",
     "matches",
     "same_json",
     "session_of",
@@ -101,20 +102,25 @@ def _stats(agent: AgentModel) -> AgentStats:
     )
 
 
-def _documents(
-    agent: AgentModel,
-    collection: str,
+def keys_of_range(
+    keys: Iterable[str],
     *,
     prefix: str = "",
     start: str | None = None,
     stop: str | None = None,
     reverse: bool = False,
     limit: int | None = None,
-) -> list[Document]:
+) -> list[str]:
+    """The keys of a range in the order of DOC-4, by plain comparison of texts, which is by code point."""
+    found = sorted(key for key in keys if key.startswith(prefix) and (start is None or key >= start))
+    found = [key for key in found if stop is None or key < stop]
+    return (found[::-1] if reverse else found)[:limit]
+
+
+def _documents(agent: AgentModel, collection: str, **given: Any) -> list[Document]:
     """The documents of a range, with an empty version and the time -1 if these were not learned yet."""
-    keys = sorted(key for place, key in agent.documents if place == collection and key.startswith(prefix))
-    keys = [key for key in keys if (start is None or key >= start) and (stop is None or key < stop)]
-    return [_document(agent, collection, key) for key in (keys[::-1] if reverse else keys)[:limit]]
+    keys = (key for place, key in agent.documents if place == collection)
+    return [_document(agent, collection, key) for key in keys_of_range(keys, **given)]
 
 
 def _document(agent: AgentModel, collection: str, key: str) -> Document:

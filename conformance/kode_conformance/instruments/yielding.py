@@ -1,4 +1,4 @@
-"""A store whose engine calls overlap: each gives way to the calls of others before it begins."""
+"""Giving way to others: turns of the event loop, and a store whose engine calls overlap."""
 
 from __future__ import annotations
 
@@ -10,16 +10,23 @@ from kode_conformance.context import Context, Unverified
 from kode_core.layers import Layer
 from kode_core.protocols import ExtendedStore
 
-__all__ = ["giving_way"]
+__all__ = ["giving_way", "turns_pass"]
 
 _TURNS: Final = 5
 """So many turns of the loop: calls that were made at once have all begun by then."""
 
 
+async def turns_pass(count: int) -> None:
+    """Let so many turns of the event loop pass."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 class _GivesWay(Layer):
+    """Gives way to the calls of others before each call begins."""
+
     async def around(self, verb: str, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
+        await turns_pass(_TURNS)
         return await call(*args, **kwargs)
 
 

@@ -355,7 +355,7 @@ class LoadsByFiveHundreds(EngineStore):
 @mutant(
     "HIS-2",
     killed_by="HIS-1.large_records_keep_their_places",
-    source="large files in a bucket, whose list is read behind that of the table",
+    source="large files in a bucket, with a list that is read after the table",
     witness=seen(
         lambda s: s.save_recovered_file("a", samples.recovered("a", samples.T0, "x" * 300_000)),
         lambda s: s.save_recovered_file("a", samples.recovered("b", samples.T0 + 1)),

@@ -27,7 +27,7 @@ async def _appended_at_once(ctx: Context) -> object:
     witness=_appended_at_once,
 )
 class JoinsAppendsOfOneMoment(EngineStore):
-    """Refuses the messages of all calls of one moment when those of one are refused."""
+    """Refuses the messages of all calls of one moment when one call is refused."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -436,7 +436,7 @@ class PolecatFiltersBehindTheHeartbeat(Wrapper):
 @fault(
     "EVT-8",
     "OPS-10",
-    source="tenacity: @retry(retry=retry_if_exception_type(StorageError)) on every method, on those that number too",
+    source="tenacity: @retry(retry=retry_if_exception_type(StorageError)) on every method, also on methods that give numbers",
     witness=lambda ctx: _emits_once(ctx),
 )
 class PolecatEmitsAgain(Wrapper):
@@ -642,7 +642,7 @@ class PolecatKeepsSnapshotsAsLengths(Wrapper):
 
 @fault(
     "INFO-4",
-    source="a create that may be repeated: 409 is taken for success when what is there equals what was sent",
+    source="a create that may be repeated: 409 is taken for success when the stored record equals the sent one",
     witness=seen(
         lambda s: s.create_agent("a", samples.info("a")),
         lambda _, t: t.create_agent("a", samples.info("a")),
@@ -877,7 +877,7 @@ class PolecatEndsPrefixesAtThePrivateUse(Wrapper):
 
 @fault(
     "OPS-12",
-    source="a warning for whoever looks for lost updates later: what was to be written, and what was there",
+    source="a warning that helps to find lost updates later: the new value, and the stored one",
     witness=lambda ctx: _reads_the_log(ctx),
 )
 class PolecatLogsWhatLost(Wrapper):
@@ -917,7 +917,7 @@ class PolecatClosesOnceAndReturns(Wrapper):
 @fault(
     "OPS-13",
     "OPS-9",
-    source="a cache without stampedes: who asks meanwhile awaits the first caller's own future, and is cancelled with it",
+    source="a cache without stampedes: later callers await the first caller's own future, and are cancelled with it",
     errors=True,
     on=OnSqlite,
     witness=lambda ctx: _asks_twice(ctx),
@@ -963,7 +963,7 @@ class PolecatCancelsThoseWhoJoined(Wrapper):
     witness=lambda ctx: _appends_inside_and_after(ctx),
 )
 class PolecatAppendsInAWorker(Wrapper):
-    """Appends messages in a task of its own, which has the fences of whoever appended first, and not those of the
+    """Appends messages in a task of its own, which has the fences of the first appender, and not the fences of the
     caller.
     """
 

@@ -255,7 +255,7 @@ class SiskinRestampsBulkSaves(CommittingLayer):
     ),
 )
 class SiskinPopsByHundreds(Wrapper):
-    """Pops more than 100 messages in several steps, and returns those of the first step before the older ones."""
+    """Pops more than 100 messages in several steps, and returns the messages of the first step before older ones."""
 
     __slots__ = ()
 
@@ -843,7 +843,7 @@ class SiskinForgetsToIndexEdits(Wrapper):
 
     def is_found(self, message: Any, text: str) -> bool:
         known = self.indexed.get((message.agent_id, message.position))
-        is_edited = known is not None and bool(message == known[0])  # otherwise another message is there by now
+        is_edited = known is not None and bool(message == known[0])  # otherwise another message has taken its place
         return known is None or not is_edited or text.casefold() in known[1].text.casefold()
 
     async def query_messages(self, **filters: Any) -> Any:
