@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from kode_conformance.context import Context
 from kode_conformance.dimensions import Dimension
+from kode_conformance.instruments.clock import clocks_of, is_of_a_clock
 from kode_conformance.registry import Capability, check
 from kode_conformance.values import samples
 from kode_core.errors import InvalidArgumentError, InvalidValueError
-from kode_core.model import AgentEvent, StoredEvent, now_ms
+from kode_core.model import AgentEvent, StoredEvent
 from kode_core.protocols import ExtendedStore
 
 _E = Capability.EXTENDED
@@ -27,12 +28,6 @@ async def _all(store: ExtendedStore, agent_id: str = "a") -> list[StoredEvent]:
     return [event async for event in store.read_events(agent_id, after_offset=0)]
 
 
-async def _store_time(store: ExtendedStore) -> int:
-    """The time by the clock of the store, which may be a server's."""
-    await store.append_messages("clock", samples.messages(1))
-    return max([one.created_at async for one in store.read_messages("clock")], default=0)
-
-
 @check("EVT-8", needs=_E, under=(_D.ITEMS, _D.COMPANY, _D.NUMBERS, _D.INSTANCES, _D.CHANGES))
 async def emitted_events_are_numbered(ctx: Context) -> None:
     """Emits of one instance, one by one, hundreds at once and in lists of up to 1,001 at once, each in one piece,
@@ -40,14 +35,12 @@ async def emitted_events_are_numbered(ctx: Context) -> None:
     reads.
     """
     store, other = ctx.store, await ctx.another()
-    clocks = [(now_ms(), await _store_time(store))]
+    before = await clocks_of(store)
     told = [await store.emit("a", "first", {"n": [1, 1.0, "\0", None]}, channel="monitor"), await store.emit("a", "x")]
     ctx.equal([event.bookmark.seq for event in told], [0, 1], "the seqs of the first events")
     ctx.equal(told[0].event, AgentEvent("monitor", "first", {"n": [1, 1.0, "\0", None]}), "the event that was emitted")
     ctx.equal(told[1].event, AgentEvent("progress", "x", {}), "an event without channel and data")
-    clocks.append((now_ms(), await _store_time(store)))
-    stamped = told[0].bookmark.timestamp
-    of_a_clock = any(before <= stamped <= after for before, after in zip(*clocks, strict=True))
+    of_a_clock = is_of_a_clock(told[0].bookmark.timestamp, before, await clocks_of(store))
     ctx.true(
         of_a_clock, "the timestamp is not the time of the call, neither by this machine's clock nor by the store's"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from kode_conformance.dimensions import (
     text_of,
     twins,
 )
+from kode_conformance.instruments.clock import clocks_of, is_of_a_clock
 from kode_conformance.instruments.pace import in_time
 from kode_conformance.registry import Capability, check
 from kode_conformance.settings import Tier
@@ -273,7 +273,9 @@ async def documents_are_apart_from_all_other_kinds(ctx: Context) -> None:
 
 @check("DOC-1", "VAL-5", needs=_N, under=(_D.CLOCKS, _D.CHANGES, _D.INSTANCES))
 async def a_document_has_the_time_of_its_put(ctx: Context) -> None:
-    """updated_at is the time of the last put, in milliseconds, and the same in loads and lists of every instance."""
+    """updated_at is the time of the last put, in milliseconds by this machine's clock or the store's, and the same in
+    loads and lists of every instance.
+    """
     other, times = await ctx.another(), list[int]()
     puts: Sequence[Callable[[], Awaitable[object]]] = (
         lambda: ctx.store.put_document("a", "c", "k", 1),
@@ -282,15 +284,15 @@ async def a_document_has_the_time_of_its_put(ctx: Context) -> None:
         lambda: other.save_turn("a", documents=[PutDocument("c", "k", 3)]),
     )
     for put in puts:
-        begun = time.time() * 1000
+        begun = await clocks_of(ctx.store)
         await put()
-        ended = time.time() * 1000
+        ended = await clocks_of(ctx.store)
         found = await other.load_document("a", "c", "k")
         (listed,) = await ctx.store.list_documents("a", "c", stop="l")
         assert found is not None, "the document is not found"
         ctx.equal(listed, found, "the document in a list")
-        told = f"updated_at is {found.updated_at}, of a put from {begun:.0f} to {ended:.0f}"
-        ctx.true(begun - 2 <= found.updated_at <= ended + 2, told)
+        told = f"updated_at is {found.updated_at}, of a put from {begun} to {ended}"
+        ctx.true(is_of_a_clock(found.updated_at, begun, ended, slack=2), told)
         times.append(found.updated_at)
         await asyncio.sleep(0.01)
     ctx.true(times == sorted(set(times)), f"the times of puts one after the other: {times}")

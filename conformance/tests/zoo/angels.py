@@ -119,9 +119,9 @@ class _Intercepts(Wrapper):
 _SUBCLASSES: dict[type, type] = {}
 
 
-@angel(OnMemory)
+@angel(OnMemory, without=("each_call_is_seen_once",))
 class ErrorsOfItsOwn(_Intercepts):
-    """Raises subclasses of the errors."""
+    """Raises subclasses of the errors; the observers of the store inside see the errors themselves."""
 
     def _seen(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         async def awaited(*args: Any, **kwargs: Any) -> Any:
